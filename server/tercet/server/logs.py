@@ -1,0 +1,56 @@
+"""Structured logs on stderr: one JSON object a line, or short lines for people on a terminal.
+
+An event has a name and fields: `log.info("serving", extra=fields(address=address))`. Fields are names, ids and figures;
+prompts and generated text are never logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Literal, TypedDict
+
+Format = Literal["auto", "json", "text"]
+
+
+class Extra(TypedDict):
+    """What `extra=` of a logging call takes."""
+
+    fields: dict[str, object]
+
+
+def fields(**values: object) -> Extra:
+    """The fields of an event, as the `extra` argument of a logging call."""
+    return {"fields": values}
+
+
+def configure(level: str = "info", style: Format = "auto") -> None:
+    """Sends this process's logs to stderr. `auto` is JSON unless stderr is a terminal."""
+    readable = style == "text" or (style == "auto" and sys.stderr.isatty())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_TextFormatter() if readable else _JsonFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("tercet").setLevel(level.upper())
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
+        values = getattr(record, "fields", {})
+        line = " ".join([time, f"{record.levelname:<7}", record.getMessage(), *(f"{k}={v}" for k, v in values.items())])
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
