@@ -1,0 +1,36 @@
+"""Fused transformer kernels in Triton, each with a naive torch reference and a fast CPU implementation.
+
+`tercet.kernels.ops` says what each op computes; `tercet.kernels.dispatch` chooses what runs.
+"""
+
+from tercet.kernels import dispatch
+from tercet.kernels.dispatch import UnsupportedError
+from tercet.kernels.ops import (
+    activation,
+    attention,
+    embedding,
+    kv_write,
+    layer_norm,
+    pad,
+    paged_attention,
+    pooling,
+    rms_norm,
+    sample,
+    unpad,
+)
+
+__all__ = [
+    "UnsupportedError",
+    "activation",
+    "attention",
+    "dispatch",
+    "embedding",
+    "kv_write",
+    "layer_norm",
+    "pad",
+    "paged_attention",
+    "pooling",
+    "rms_norm",
+    "sample",
+    "unpad",
+]

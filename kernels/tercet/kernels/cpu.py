@@ -1,0 +1,180 @@
+"""The ops as a CPU serves with them: packed, on torch's fused kernels; attention is in `cpu_attention.py`.
+
+`tercet.kernels.ops` documents the arguments. No padding is computed with, and none of it can leak: it is never read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from tercet.kernels.cpu_attention import attention, paged_attention
+from tercet.kernels.philox import uniform
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tercet.kernels.ops import ActivationKind, NormKind, PoolingKind
+
+__all__ = [
+    "activation", "attention", "embedding", "kv_write", "layer_norm", "pad", "paged_attention", "pooling", "rms_norm",
+    "sample", "unpad",
+]  # fmt: skip
+
+CANDIDATES = 256  # so many likeliest tokens are sorted first; the whole vocabulary only if they don't reach top_p
+
+
+def _places(start: Tensor, length: Tensor) -> Tensor:
+    """Where every real token lies in storage, row by row."""
+    length = length.long()
+    first = length.cumsum(0) - length
+    return torch.arange(int(length.sum())) + torch.repeat_interleave(start.long() - first, length)
+
+
+def _padded_start(length: Tensor, longest: int) -> Tensor:
+    return torch.arange(len(length)) * longest
+
+
+def pad(packed: Tensor, start: Tensor, length: Tensor, *, longest: int, value: float) -> Tensor:
+    padded = packed.new_full((len(start) * longest, *packed.shape[1:]), value)
+    padded[_places(_padded_start(length, longest), length)] = packed[_places(start, length)]
+    return padded
+
+
+def unpad(padded: Tensor, start: Tensor, length: Tensor, *, longest: int, tokens: int) -> Tensor:
+    packed = padded.new_zeros((tokens, *padded.shape[1:]))
+    packed[_places(start, length)] = padded[_places(_padded_start(length, longest), length)]
+    return packed
+
+
+def _rotate_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> None:
+    """Rotates x [T, H, D] in place by angles [T, 1, rotary_dim / 2]."""
+    half = cos.shape[-1]
+    a, b = (x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2]) if interleaved else x[..., : 2 * half].split(half, -1)
+    turned = a * cos - b * sin
+    b.copy_(b * cos + a * sin)
+    a.copy_(turned)
+
+
+def kv_write(
+    k: Tensor, v: Tensor | None, q: Tensor | None, *, k_pages: Tensor | None, v_pages: Tensor | None,
+    slots: Tensor | None, positions: Tensor | None, cos: Tensor | None, sin: Tensor | None, interleaved: bool,
+) -> None:  # fmt: skip
+    if positions is not None and cos is not None and sin is not None:
+        cos, sin = (F.embedding(positions, table)[:, None] for table in (cos, sin))
+        if q is not None:
+            _rotate_(q, cos, sin, interleaved=interleaved)
+        k = k if k_pages is None else k.clone()
+        _rotate_(k, cos, sin, interleaved=interleaved)
+    if k_pages is None or v_pages is None or slots is None or v is None:
+        return
+    where = slots.long()
+    kept = where >= 0
+    if not bool(kept.all()):
+        where, k, v = where[kept], k[kept], v[kept]
+    k_pages.flatten(0, 1).index_copy_(0, where, k)
+    v_pages.flatten(0, 1).index_copy_(0, where, v)
+
+
+def _store(value: Tensor, out: Tensor | None) -> Tensor:
+    return value if out is None else out.copy_(value)
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float, residual: Tensor | None, out: Tensor | None
+) -> Tensor:
+    x = x if residual is None else residual.add_(x)
+    return _store(F.layer_norm(x, (x.shape[-1],), weight, bias, eps), out)
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float, residual: Tensor | None, out: Tensor | None) -> Tensor:
+    x = x if residual is None else residual.add_(x)
+    return _store(F.rms_norm(x, (x.shape[-1],), weight, eps), out)
+
+
+def activation(x: Tensor, kind: ActivationKind, *, bias: Tensor | None, gated: bool) -> Tensor:
+    x = x if bias is None else x + bias
+    inner, gate = x.chunk(2, dim=-1) if gated else (x, None)
+    if kind == "silu":
+        value = F.silu(inner)
+    elif kind == "relu":
+        value = F.relu(inner)
+    else:
+        value = F.gelu(inner, approximate="tanh" if kind == "gelu_tanh" else "none")
+    return value if gate is None else value.mul_(gate)
+
+
+def embedding(
+    word: Tensor, token_ids: Tensor, *, positions: Tensor | None, position: Tensor | None, type_ids: Tensor | None,
+    type_table: Tensor | None, scale: float, weight: Tensor | None, bias: Tensor | None, eps: float,
+    norm: NormKind | None,
+) -> Tensor:  # fmt: skip
+    value = F.embedding(token_ids, word)
+    if scale != 1:
+        value *= scale
+    if position is not None and positions is not None:
+        value += F.embedding(positions, position)
+    if type_table is not None:
+        value += type_table[0] if type_ids is None else F.embedding(type_ids, type_table)
+    if weight is None or norm is None:
+        return value
+    if norm == "layer_norm":
+        return layer_norm(value, weight, bias, eps=eps, residual=None, out=None)
+    return rms_norm(value, weight, eps=eps, residual=None, out=None)
+
+
+def pooling(hidden: Tensor, start: Tensor, length: Tensor, *, kind: PoolingKind, normalize: bool) -> Tensor:
+    if kind in ("mean", "max"):
+        tokens = hidden[_places(start, length)].float()
+        pooled = torch.segment_reduce(tokens, kind, lengths=length.long(), unsafe=True)
+    else:
+        place = start.long() + (0 if kind == "cls" else length.long() - 1)
+        pooled = hidden[place.clamp(0, len(hidden) - 1)].float()
+    pooled.masked_fill_((length == 0)[:, None], 0)
+    return F.normalize(pooled, dim=-1) if normalize else pooled
+
+
+def sample(
+    logits: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seed: Tensor,
+    sample_index: Tensor, position: Tensor,
+) -> Tensor:  # fmt: skip
+    tokens = logits.argmax(-1)
+    sampled = temperature.nonzero().flatten()
+    if len(sampled) == 0:
+        return tokens
+    draws = uniform(seed[sampled], sample_index[sampled], position[sampled]).tolist()
+    settings = zip(sampled.tolist(), *(x[sampled].tolist() for x in (temperature, top_k, top_p, min_p)), strict=True)
+    for (row, heat, k, p, floor), draw in zip(settings, draws, strict=True):
+        tokens[row] = _draw(logits[row] / heat, k, p, floor, draw)
+    return tokens
+
+
+def _draw(scores: Tensor, top_k: int, top_p: float, min_p: float, draw: float) -> int:
+    """The inverse distribution function at `draw` over the tokens of scores [V] that may be drawn."""
+    weights = (scores - scores.max()).exp_()
+    if 0 < top_k < len(scores):
+        weights.masked_fill_(scores < scores.topk(top_k).values[-1], 0)
+    if top_p < 1:
+        weights = _top_p(weights, top_p)
+    if min_p > 0:
+        weights.masked_fill_(weights < min_p, 0)
+    mass = weights.cumsum(0, dtype=torch.float64)
+    return int(torch.searchsorted(mass, draw * mass[-1], right=True))
+
+
+def _top_p(weights: Tensor, top_p: float) -> Tensor:
+    """Weights [V] with those outside the smallest likeliest set of mass top_p set to 0; equals in index order."""
+    target = top_p * float(weights.sum(dtype=torch.float64))
+    values, order = weights.topk(min(CANDIDATES, len(weights)))
+    if float(values.sum(dtype=torch.float64)) < target:
+        values, order = weights.sort(descending=True, stable=True)
+    mass = values.cumsum(0, dtype=torch.float64)
+    last = int(((mass - values) < target).sum().clamp_min(1)) - 1  # the likeliest stays, however small top_p is
+    least = values[last]
+    ties = (weights == least).nonzero().flatten()
+    kept_ties = last + 1 - int((values > least).sum())
+    kept = weights > least
+    kept[ties[:kept_ties]] = True
+    return weights.masked_fill_(~kept, 0)

@@ -1,0 +1,102 @@
+"""Attention on a CPU: torch's fused scaled-dot-product attention over views of each row, or of all rows of a decode step.
+
+The queries of one key head stand together as the rows of one matrix, so grouped heads need no copies of the keys.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int,
+    longest_kv: int, kv_start: Tensor | None, page_table: Tensor | None, causal: bool, window: tuple[int, int] | None,
+    scale: float, bias: Tensor | None, out: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Row by row: a row's keys are a view (flat) or one gather (paged), and nothing is padded."""
+    out = torch.zeros_like(q) if out is None else out.zero_()
+    starts, lengths, keys = (x.tolist() for x in (q_start, q_length, kv_length))
+    firsts = kv_start.tolist() if kv_start is not None else [0] * len(starts)
+    grouped = k.shape[-2] != q.shape[1]
+    for row, (start, queries, count, first) in enumerate(zip(starts, lengths, keys, firsts, strict=True)):
+        if queries == 0 or count == 0:
+            continue
+        if page_table is None:
+            k_row, v_row = k[first : first + count], v[first : first + count]
+        else:
+            pages = page_table[row, : -(-count // k.shape[1])]
+            k_row, v_row = (x.index_select(0, pages).flatten(0, 1)[:count] for x in (k, v))
+        whole = causal and queries == count and window is None and bias is None
+        mask = None
+        if not whole and (causal or window is not None or bias is not None):
+            distance = torch.arange(count) - torch.arange(count - queries, count)[:, None]  # key - query
+            mask = _mask(distance, causal=causal, window=window, bias=bias, dtype=q.dtype)
+        attended = F.scaled_dot_product_attention(
+            q[start : start + queries].transpose(0, 1)[None],
+            k_row.transpose(0, 1)[None],
+            v_row.transpose(0, 1)[None],
+            attn_mask=mask,
+            is_causal=whole,
+            scale=scale,
+            enable_gqa=grouped,
+        )
+        out[start : start + queries] = attended[0].transpose(0, 1)
+    return out
+
+
+def paged_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int,
+    longest_kv: int, page_table: Tensor, causal: bool, window: tuple[int, int] | None, scale: float,
+    bias: Tensor | None, out: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """All rows of a decode step at once: one gather of keys and one of values."""
+    if longest_q > 1:
+        return attention(
+            q, k, v, q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q,
+            longest_kv=longest_kv, kv_start=None, page_table=page_table, causal=causal, window=window, scale=scale,
+            bias=bias, out=out,
+        )  # fmt: skip
+    out = torch.zeros_like(q) if out is None else out.zero_()
+    rows = ((q_length > 0) & (kv_length > 0)).nonzero().flatten()
+    if len(rows) == 0:
+        return out
+    starts, lengths = q_start[rows].long(), kv_length[rows].long()
+    page_size, kv_heads, head_dim = k.shape[1:]
+    places = torch.arange(int(lengths.max()))
+    real = places < lengths[:, None]  # [rows, keys]
+    # Keys beyond a row's length are read from its first slot: stale pages are never read.
+    places = torch.where(real, places, 0)
+    slots = page_table[rows].long().gather(1, places // page_size) * page_size + places % page_size
+    k_rows, v_rows = (
+        x.flatten(0, 1).index_select(0, slots.flatten()).view(*slots.shape, kv_heads, head_dim).transpose(1, 2)
+        for x in (k, v)
+    )  # [rows, kv_heads, keys, head_dim]
+    group = q.shape[1] // kv_heads
+    q_rows = q[starts].view(len(rows), kv_heads, group, head_dim)
+    mask = None if bool(real.all()) else real[:, None, None]
+    if window is not None or bias is not None:
+        distance = torch.arange(real.shape[1]) - (lengths - 1)[:, None]  # key - query; no key is after the query
+        mask = _mask(distance, causal=True, window=window, bias=bias, dtype=q.dtype)
+        mask = mask[:, None, None] if bias is None else mask.transpose(0, 1).view(len(rows), kv_heads, group, -1)
+    attended = F.scaled_dot_product_attention(q_rows, k_rows, v_rows, attn_mask=mask, scale=scale)
+    out[starts] = attended.reshape(len(rows), -1, head_dim)
+    return out
+
+
+def _mask(
+    distance: Tensor, *, causal: bool, window: tuple[int, int] | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """What is visible at each distance key - query [a, b]: bool [a, b], or with a bias, scores of dtype [H, a, b]."""
+    limit = torch.iinfo(distance.dtype).max
+    left, right = (limit, limit) if window is None else window
+    visible = (distance >= -left) & (distance <= (min(right, 0) if causal else right))
+    if bias is None:
+        return visible
+    reach = bias.shape[1] // 2
+    return bias[:, distance.clamp(-reach, reach) + reach].masked_fill_(~visible, -torch.inf).to(dtype)

@@ -1,0 +1,146 @@
+"""Chooses which implementation of an op runs, says why one refuses, and counts what ran.
+
+An op has three implementations, functions of one name and signature:
+
+- ``reference``: naive torch, any dtype, the tests' truth (`reference.py`);
+- ``cpu``: what a CPU serves with (`cpu.py`);
+- ``triton``: the kernels (`jit/`), on a GPU or, under ``TRITON_INTERPRET=1``, in Triton's interpreter.
+
+Modules are imported when their first op runs: a server on a CPU never pays for importing triton.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Implementation = Literal["triton", "cpu", "reference"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
+
+# The module of each op's kernel and launcher; its keys are all the ops there are.
+KERNEL_MODULES = {
+    "attention": "attention",
+    "paged_attention": "paged_attention",
+    "pad": "padding",
+    "unpad": "padding",
+    "kv_write": "kv_write",
+    "layer_norm": "norm",
+    "rms_norm": "norm",
+    "activation": "activation",
+    "embedding": "embedding",
+    "pooling": "pooling",
+    "sample": "sample",
+}
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_HEAD_DIM = 256
+
+_launches: Counter[str] = Counter()
+_selected: Implementation | None = None  # None: by the device of the tensors
+_tf32 = False
+
+
+class UnsupportedError(RuntimeError):
+    """The selected implementation can't run an op; `reasons` says why, each in a sentence."""
+
+    def __init__(self, op: str, implementation: str, reasons: list[str]) -> None:
+        super().__init__(f"{op} can't run on {implementation}: {'; '.join(reasons)}")
+        self.op = op
+        self.implementation = implementation
+        self.reasons = reasons
+
+
+def select(name: str, *, tf32: bool = False) -> None:
+    """Sets the implementation for this process: "auto" is triton for CUDA tensors and cpu for others.
+
+    `tf32` lets the Triton kernels multiply float32 in TF32. Raises `ValueError` on an unknown name.
+    """
+    global _selected, _tf32  # noqa: PLW0603 - one setting a process, made once when it starts
+    if name not in ("auto", *IMPLEMENTATIONS):
+        raise ValueError(f"implementation must be one of auto, {', '.join(IMPLEMENTATIONS)}, not {name!r}")
+    _selected = None if name == "auto" else cast("Implementation", name)
+    _tf32 = tf32
+
+
+def selected(device: torch.device) -> Implementation:
+    """The implementation that runs for tensors on `device`."""
+    return _selected or ("triton" if device.type == "cuda" else "cpu")
+
+
+def input_precision() -> Literal["ieee", "tf32"]:
+    """How the kernels multiply float32 matrices."""
+    return "tf32" if _tf32 else "ieee"
+
+
+def launches() -> dict[str, int]:
+    """Calls so far, keyed "op/implementation"."""
+    return dict(_launches)
+
+
+def unsupported_reasons(
+    op: str,
+    implementation: str,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    head_dim: int | None = None,
+) -> list[str]:
+    """Why `implementation` can't run `op` on such tensors; empty when it can.
+
+    `dtype` is that of the floating-point input, `head_dim` the size of an attention head where the op has one.
+    """
+    return list(_reasons(op, implementation, torch.device(device).type, dtype, head_dim))
+
+
+def call(op: str, tensor: torch.Tensor, *arguments: Any, head_dim: int | None = None, **options: Any) -> Any:
+    """Runs `op` on the selected implementation; `tensor`, its first argument, decides device and dtype."""
+    implementation = selected(tensor.device)
+    reasons = _reasons(op, implementation, tensor.device.type, tensor.dtype, head_dim)
+    if reasons:
+        raise UnsupportedError(op, implementation, list(reasons))
+    _launches[f"{op}/{implementation}"] += 1
+    return _function(op, implementation)(tensor, *arguments, **options)
+
+
+@functools.cache
+def _function(op: str, implementation: str) -> Callable[..., Any]:
+    module = f"jit.{KERNEL_MODULES[op]}" if implementation == "triton" else implementation
+    return getattr(importlib.import_module(f"tercet.kernels.{module}"), op)
+
+
+@functools.cache
+def _reasons(op: str, implementation: str, device: str, dtype: torch.dtype, head_dim: int | None) -> tuple[str, ...]:
+    if op not in KERNEL_MODULES:
+        return (f"there is no op {op!r}, only {', '.join(KERNEL_MODULES)}",)
+    if implementation not in IMPLEMENTATIONS:
+        return (f"there is no implementation {implementation!r}, only {', '.join(IMPLEMENTATIONS)}",)
+    if implementation == "cpu":
+        return () if device == "cpu" else (f"the tensors are on {device}, not on a CPU",)
+    return tuple(_triton_reasons(op, device, dtype, head_dim)) if implementation == "triton" else ()
+
+
+def _triton_reasons(op: str, device: str, dtype: torch.dtype, head_dim: int | None) -> list[str]:
+    reasons: list[str] = []
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if importlib.util.find_spec("triton") is None:
+        reasons.append("triton is not installed")
+    if device == "cpu" and not interpreted:
+        reasons.append("the tensors are on a CPU, where kernels run only in the interpreter (TRITON_INTERPRET=1)")
+    if device not in ("cpu", "cuda"):
+        reasons.append(f"there are no kernels for {device}")
+    if op not in ("pad", "unpad"):  # these move bytes of any dtype
+        if dtype not in KERNEL_DTYPES and dtype.is_floating_point:
+            reasons.append(f"kernels compute in float32, float16 and bfloat16, not in {dtype}")
+        if dtype == torch.bfloat16 and interpreted:
+            reasons.append("the interpreter multiplies bfloat16 matrices wrongly")
+    if head_dim is not None and not 0 < head_dim <= MAX_HEAD_DIM:
+        reasons.append(f"the head dim is {head_dim}, kernels take at most {MAX_HEAD_DIM}")
+    return reasons

@@ -1,0 +1,266 @@
+"""The ops: what they compute, whichever implementation runs.
+
+A batch is rows in flat storage: row `b` is the `length[b]` tokens from `start[b]`. Packed (starts are the running sum
+of the lengths) and padded (`start[b] = b * longest`) are the same to every op. Tensors are contiguous and on one device;
+starts, lengths, page tables, positions, slots and token ids are int32 or int64. `T` is tokens of storage, `B` rows,
+`H` heads, `D` the size of a head. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from tercet.kernels import dispatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ActivationKind = Literal["gelu", "gelu_tanh", "silu", "relu"]
+NormKind = Literal["layer_norm", "rms_norm"]
+PoolingKind = Literal["mean", "cls", "last", "max"]
+
+ACTIVATION_KINDS = ("gelu", "gelu_tanh", "silu", "relu")
+NORM_KINDS = ("layer_norm", "rms_norm")
+POOLING_KINDS = ("mean", "cls", "last", "max")
+
+SPLIT_KV_QUERIES = 16  # up to so many queries a row, paged keys are read by the split-KV schedule
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    q_start: Tensor,
+    q_length: Tensor,
+    kv_length: Tensor,
+    longest_q: int,
+    longest_kv: int,
+    kv_start: Tensor | None = None,
+    page_table: Tensor | None = None,
+    causal: bool = False,
+    window: tuple[int, int] | None = None,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """softmax(q kᵀ · scale + bias) v for every row, never holding the scores (Dao et al., FlashAttention, 2022).
+
+    Args:
+        q: [T, H, D]; row `b` has the `q_length[b]` queries from `q_start[b]`.
+        k, v: flat [T_k, H_kv, D] with `kv_start` [B], or pages [pages, page_size, H_kv, D] with `page_table` [B, P]:
+            key `i` of row `b` lies in page `page_table[b, i // page_size]`. Query head `h` reads head `h * H_kv // H`.
+        kv_length: [B]; query `i` of a row has position `i + kv_length - q_length`.
+        longest_q, longest_kv: upper bounds of the lengths.
+        causal: a query sees no key after its position.
+        window: (left, right): a query sees the keys from `left` before to `right` after its position.
+        scale: None is 1/sqrt(D).
+        bias: float32 [H, 2 * max_distance + 1], added to the score at
+            `clamp(key position - query position, ±max_distance) + max_distance`.
+        out: [T, H, D] to write into.
+
+    Returns:
+        [T, H, D] of q's dtype; zeros for queries that see no key and for storage outside every row.
+
+    Raises:
+        ValueError: shapes that don't fit, or neither or both of `kv_start` and `page_table`.
+        UnsupportedError: the selected implementation can't run it.
+    """
+    if (kv_start is None) == (page_table is None):
+        raise ValueError("attention takes kv_start (flat keys) or page_table (paged keys), exactly one of them")
+    options = dict(
+        q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q, longest_kv=longest_kv,
+        page_table=page_table, causal=causal, window=window, scale=scale, bias=bias, out=out,
+    )  # fmt: skip
+    if page_table is not None and longest_q <= SPLIT_KV_QUERIES:
+        return _attention("paged_attention", q, k, v, options)
+    return _attention("attention", q, k, v, options | {"kv_start": kv_start})
+
+
+def paged_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    page_table: Tensor,
+    q_start: Tensor,
+    q_length: Tensor,
+    kv_length: Tensor,
+    longest_q: int,
+    longest_kv: int,
+    causal: bool = False,
+    window: tuple[int, int] | None = None,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`attention` over pages for few queries a row: keys are split over a fixed grid and combined (Flash-Decoding)."""
+    options = dict(
+        q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q, longest_kv=longest_kv,
+        page_table=page_table, causal=causal, window=window, scale=scale, bias=bias, out=out,
+    )  # fmt: skip
+    return _attention("paged_attention", q, k, v, options)
+
+
+def _attention(op: str, q: Tensor, k: Tensor, v: Tensor, options: dict[str, object]) -> Tensor:
+    heads, head_dim = q.shape[1:]
+    if k.shape != v.shape or k.shape[-1] != head_dim or heads % k.shape[-2]:
+        raise ValueError(f"q, k, v of shapes {list(q.shape)}, {list(k.shape)}, {list(v.shape)} don't fit together")
+    bias = options["bias"]
+    if isinstance(bias, torch.Tensor) and (bias.shape[0] != heads or bias.shape[1] % 2 == 0):
+        raise ValueError(f"bias must be [{heads}, 2 * max_distance + 1], not {list(bias.shape)}")
+    if options["scale"] is None:
+        options["scale"] = head_dim**-0.5
+    return dispatch.call(op, q, k, v, head_dim=head_dim, **options)
+
+
+def pad(packed: Tensor, start: Tensor, length: Tensor, *, longest: int, value: float = 0) -> Tensor:
+    """Spreads packed rows, any dtype [T, ...], to [B * longest, ...]; every storage row outside is `value`."""
+    return dispatch.call("pad", packed, start, length, longest=longest, value=value)
+
+
+def unpad(padded: Tensor, start: Tensor, length: Tensor, *, longest: int, tokens: int) -> Tensor:
+    """The inverse of `pad`: [B * longest, ...] to [tokens, ...]; `start` are the packed starts.
+
+    Storage rows that no row covers (a graph's spare tokens) are zeros.
+    """
+    return dispatch.call("unpad", padded, start, length, longest=longest, tokens=tokens)
+
+
+def kv_write(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor | None,
+    *,
+    k_pages: Tensor | None,
+    v_pages: Tensor | None,
+    slots: Tensor | None,
+    positions: Tensor | None = None,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    interleaved: bool = False,
+) -> None:
+    """Rotates queries and keys by their position (Su et al., RoFormer, eq. 34) and writes keys and values into pages.
+
+    Args:
+        q: [T, H, D], rotated in place; None when there is nothing to rotate.
+        k, v: [T, H_kv, D]. With pages, k is left as it is; without (`k_pages` None), it is rotated in place.
+        k_pages, v_pages: [pages, page_size, H_kv, D].
+        slots: [T], page * page_size + offset; -1 skips the token.
+        positions: [T], rows of `cos` and `sin`.
+        cos, sin: float32 [positions, rotary_dim / 2]; dims beyond rotary_dim pass unchanged. None rotates nothing.
+        interleaved: pairs are (2i, 2i + 1) as in GPT-J, else (i, i + rotary_dim / 2) as in NeoX and Llama.
+    """
+    if (cos is None) != (sin is None) or (cos is not None and positions is None):
+        raise ValueError("kv_write needs positions, cos and sin together")
+    if k_pages is not None and (v is None or v_pages is None or slots is None):
+        raise ValueError("kv_write needs v, v_pages and slots to write into pages")
+    dispatch.call(
+        "kv_write", k, v, q, k_pages=k_pages, v_pages=v_pages, slots=slots, positions=positions, cos=cos, sin=sin,
+        interleaved=interleaved, head_dim=k.shape[-1],
+    )  # fmt: skip
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    eps: float,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Layer norm of each row of x [T, N] (Ba et al., 2016), statistics in float32.
+
+    With `residual` [T, N], that becomes x + residual in place and its norm is returned.
+    """
+    return dispatch.call("layer_norm", x, weight, bias, eps=eps, residual=residual, out=out)
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, *, eps: float, residual: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight for each row of x [T, N] (Zhang and Sennrich, 2019); `residual` as in layer_norm."""
+    return dispatch.call("rms_norm", x, weight, eps=eps, residual=residual, out=out)
+
+
+def activation(x: Tensor, kind: ActivationKind, *, bias: Tensor | None = None, gated: bool = False) -> Tensor:
+    """The activation of x + bias, x [T, N]; "gelu" is exact (erf), "gelu_tanh" the approximation.
+
+    `gated` gives act(x[:, :N/2]) * x[:, N/2:] (Shazeer, GLU variants, 2020), [T, N/2].
+    """
+    if kind not in ACTIVATION_KINDS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATION_KINDS)}, not {kind!r}")
+    if gated and x.shape[1] % 2:
+        raise ValueError(f"a gated activation needs an even number of columns, not {x.shape[1]}")
+    return dispatch.call("activation", x, kind, bias=bias, gated=gated)
+
+
+def embedding(
+    token_ids: Tensor,
+    word: Tensor,
+    *,
+    positions: Tensor | None = None,
+    position: Tensor | None = None,
+    type_ids: Tensor | None = None,
+    type: Tensor | None = None,  # noqa: A002 - BERT's name for it
+    scale: float = 1.0,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 0.0,
+    norm: NormKind | None = None,
+) -> Tensor:
+    """word[token_ids] * scale + position[positions] + type[type_ids], then the norm: [T, D].
+
+    word [V, D], position [P, D], type [K, D]; what is None is left out (a `type` without `type_ids` is of type 0).
+    Ids beyond the tables are undefined: the service checks them.
+    """
+    if norm is not None and (norm not in NORM_KINDS or weight is None):
+        raise ValueError(f"norm must be one of {', '.join(NORM_KINDS)} with a weight, not {norm!r}")
+    if position is not None and positions is None:
+        raise ValueError("a position table needs positions")
+    return dispatch.call(
+        "embedding", word, token_ids, positions=positions, position=position, type_ids=type_ids, type_table=type,
+        scale=scale, weight=weight, bias=bias, eps=eps, norm=norm,
+    )  # fmt: skip
+
+
+def pooling(hidden: Tensor, start: Tensor, length: Tensor, *, kind: PoolingKind, normalize: bool) -> Tensor:
+    """One vector a row of hidden [T, D]: float32 [B, D], scaled to length 1 if `normalize`; rows of length 0 are zeros."""
+    if kind not in POOLING_KINDS:
+        raise ValueError(f"pooling must be one of {', '.join(POOLING_KINDS)}, not {kind!r}")
+    return dispatch.call("pooling", hidden, start, length, kind=kind, normalize=normalize)
+
+
+def sample(
+    logits: Tensor,
+    *,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seed: Tensor,
+    sample: Tensor,
+    position: Tensor,
+) -> Tensor:
+    """Chooses a token for each row of logits, float32 [N, V]: int64 [N].
+
+    In transformers' order: logits / temperature, top_k (values equal to the k-th stay), top_p (the smallest set of
+    likeliest tokens whose mass reaches it, equals in index order), min_p (relative to the likeliest). Then the
+    inverse distribution function in index order at one uniform number: word 0 of Philox4x32-10 (Salmon et al., 2011)
+    with key `seed` and counter (sample, position, 0, 0), so a draw depends on nothing else in the batch.
+
+    Args:
+        temperature: float32 [N]; 0 takes the likeliest token, the lowest index among equals.
+        top_k: int32 [N]; 0 is off.
+        top_p: float32 [N]; 1 is off.
+        min_p: float32 [N]; 0 is off.
+        seed: int64 [N], the bit pattern of an unsigned 64-bit seed.
+        sample, position: int32 [N].
+    """
+    return dispatch.call(
+        "sample", logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, sample_index=sample,
+        position=position,
+    )  # fmt: skip
