@@ -8,15 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional as F
-
 from tercet.kernels.cpu_attention import attention, paged_attention
 from tercet.kernels.philox import uniform
+from torch.nn import functional
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tercet.kernels.ops import ActivationKind, NormKind, PoolingKind
+    from torch import Tensor
 
 __all__ = [
     "activation", "attention", "embedding", "kv_write", "layer_norm", "pad", "paged_attention", "pooling", "rms_norm",
@@ -63,7 +61,7 @@ def kv_write(
     slots: Tensor | None, positions: Tensor | None, cos: Tensor | None, sin: Tensor | None, interleaved: bool,
 ) -> None:  # fmt: skip
     if positions is not None and cos is not None and sin is not None:
-        cos, sin = (F.embedding(positions, table)[:, None] for table in (cos, sin))
+        cos, sin = (functional.embedding(positions, table)[:, None] for table in (cos, sin))
         if q is not None:
             _rotate_(q, cos, sin, interleaved=interleaved)
         k = k if k_pages is None else k.clone()
@@ -86,23 +84,23 @@ def layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float, residual: Tensor | None, out: Tensor | None
 ) -> Tensor:
     x = x if residual is None else residual.add_(x)
-    return _store(F.layer_norm(x, (x.shape[-1],), weight, bias, eps), out)
+    return _store(functional.layer_norm(x, (x.shape[-1],), weight, bias, eps), out)
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float, residual: Tensor | None, out: Tensor | None) -> Tensor:
     x = x if residual is None else residual.add_(x)
-    return _store(F.rms_norm(x, (x.shape[-1],), weight, eps), out)
+    return _store(functional.rms_norm(x, (x.shape[-1],), weight, eps), out)
 
 
 def activation(x: Tensor, kind: ActivationKind, *, bias: Tensor | None, gated: bool) -> Tensor:
     x = x if bias is None else x + bias
     inner, gate = x.chunk(2, dim=-1) if gated else (x, None)
     if kind == "silu":
-        value = F.silu(inner)
+        value = functional.silu(inner)
     elif kind == "relu":
-        value = F.relu(inner)
+        value = functional.relu(inner)
     else:
-        value = F.gelu(inner, approximate="tanh" if kind == "gelu_tanh" else "none")
+        value = functional.gelu(inner, approximate="tanh" if kind == "gelu_tanh" else "none")
     return value if gate is None else value.mul_(gate)
 
 
@@ -111,13 +109,13 @@ def embedding(
     type_table: Tensor | None, scale: float, weight: Tensor | None, bias: Tensor | None, eps: float,
     norm: NormKind | None,
 ) -> Tensor:  # fmt: skip
-    value = F.embedding(token_ids, word)
+    value = functional.embedding(token_ids, word)
     if scale != 1:
         value *= scale
     if position is not None and positions is not None:
-        value += F.embedding(positions, position)
+        value += functional.embedding(positions, position)
     if type_table is not None:
-        value += type_table[0] if type_ids is None else F.embedding(type_ids, type_table)
+        value += type_table[0] if type_ids is None else functional.embedding(type_ids, type_table)
     if weight is None or norm is None:
         return value
     if norm == "layer_norm":
@@ -133,7 +131,7 @@ def pooling(hidden: Tensor, start: Tensor, length: Tensor, *, kind: PoolingKind,
         place = start.long() + (0 if kind == "cls" else length.long() - 1)
         pooled = hidden[place.clamp(0, len(hidden) - 1)].float()
     pooled.masked_fill_((length == 0)[:, None], 0)
-    return F.normalize(pooled, dim=-1) if normalize else pooled
+    return functional.normalize(pooled, dim=-1) if normalize else pooled
 
 
 def sample(
@@ -167,9 +165,9 @@ def _draw(scores: Tensor, top_k: int, top_p: float, min_p: float, draw: float) -
 def _top_p(weights: Tensor, top_p: float) -> Tensor:
     """Weights [V] with those outside the smallest likeliest set of mass top_p set to 0; equals in index order."""
     target = top_p * float(weights.sum(dtype=torch.float64))
-    values, order = weights.topk(min(CANDIDATES, len(weights)))
+    values = weights.topk(min(CANDIDATES, len(weights))).values
     if float(values.sum(dtype=torch.float64)) < target:
-        values, order = weights.sort(descending=True, stable=True)
+        values = weights.sort(descending=True).values
     mass = values.cumsum(0, dtype=torch.float64)
     last = int(((mass - values) < target).sum().clamp_min(1)) - 1  # the likeliest stays, however small top_p is
     least = values[last]

@@ -1,4 +1,4 @@
-"""Attention on a CPU: torch's fused scaled-dot-product attention over views of each row, or of all rows of a decode step.
+"""Attention on a CPU: torch's fused kernel over views of each row, or over all rows of a decode step at once.
 
 The queries of one key head stand together as the rows of one matrix, so grouped heads need no copies of the keys.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ def attention(
         if not whole and (causal or window is not None or bias is not None):
             distance = torch.arange(count) - torch.arange(count - queries, count)[:, None]  # key - query
             mask = _mask(distance, causal=causal, window=window, bias=bias, dtype=q.dtype)
-        attended = F.scaled_dot_product_attention(
+        attended = functional.scaled_dot_product_attention(
             q[start : start + queries].transpose(0, 1)[None],
             k_row.transpose(0, 1)[None],
             v_row.transpose(0, 1)[None],
@@ -84,7 +84,7 @@ def paged_attention(
         distance = torch.arange(real.shape[1]) - (lengths - 1)[:, None]  # key - query; no key is after the query
         mask = _mask(distance, causal=True, window=window, bias=bias, dtype=q.dtype)
         mask = mask[:, None, None] if bias is None else mask.transpose(0, 1).view(len(rows), kv_heads, group, -1)
-    attended = F.scaled_dot_product_attention(q_rows, k_rows, v_rows, attn_mask=mask, scale=scale)
+    attended = functional.scaled_dot_product_attention(q_rows, k_rows, v_rows, attn_mask=mask, scale=scale)
     out[starts] = attended.reshape(len(rows), -1, head_dim)
     return out
 

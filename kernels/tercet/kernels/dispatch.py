@@ -16,7 +16,7 @@ import importlib
 import importlib.util
 import os
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -66,7 +66,7 @@ def select(name: str, *, tf32: bool = False) -> None:
     global _selected, _tf32  # noqa: PLW0603 - one setting a process, made once when it starts
     if name not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(f"implementation must be one of auto, {', '.join(IMPLEMENTATIONS)}, not {name!r}")
-    _selected = None if name == "auto" else cast("Implementation", name)
+    _selected = None if name == "auto" else name
     _tf32 = tf32
 
 

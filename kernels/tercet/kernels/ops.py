@@ -1,16 +1,14 @@
 """The ops: what they compute, whichever implementation runs.
 
 A batch is rows in flat storage: row `b` is the `length[b]` tokens from `start[b]`. Packed (starts are the running sum
-of the lengths) and padded (`start[b] = b * longest`) are the same to every op. Tensors are contiguous and on one device;
-starts, lengths, page tables, positions, slots and token ids are int32 or int64. `T` is tokens of storage, `B` rows,
-`H` heads, `D` the size of a head. Nothing here waits for the device.
+of the lengths) and padded (`start[b] = b * longest`) are the same to every op. Tensors are contiguous and on one
+device; starts, lengths, page tables, positions, slots and token ids are int32 or int64. `T` is tokens of storage, `B`
+rows, `H` heads, `D` the size of a head. On a GPU nothing here waits for the device.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
-
-import torch
 
 from tercet.kernels import dispatch
 
@@ -48,35 +46,35 @@ def attention(
 ) -> Tensor:
     """softmax(q kᵀ · scale + bias) v for every row, never holding the scores (Dao et al., FlashAttention, 2022).
 
-    Args:
-        q: [T, H, D]; row `b` has the `q_length[b]` queries from `q_start[b]`.
-        k, v: flat [T_k, H_kv, D] with `kv_start` [B], or pages [pages, page_size, H_kv, D] with `page_table` [B, P]:
-            key `i` of row `b` lies in page `page_table[b, i // page_size]`. Query head `h` reads head `h * H_kv // H`.
-        kv_length: [B]; query `i` of a row has position `i + kv_length - q_length`.
-        longest_q, longest_kv: upper bounds of the lengths.
-        causal: a query sees no key after its position.
-        window: (left, right): a query sees the keys from `left` before to `right` after its position.
-        scale: None is 1/sqrt(D).
-        bias: float32 [H, 2 * max_distance + 1], added to the score at
-            `clamp(key position - query position, ±max_distance) + max_distance`.
-        out: [T, H, D] to write into.
+    - q [T, H, D]; row `b` has the `q_length[b]` queries from `q_start[b]`.
+    - k, v: flat [T_k, H_kv, D] with `kv_start` [B], or pages [pages, page_size, H_kv, D] with `page_table` [B, P]: key
+      `i` of row `b` lies in page `page_table[b, i // page_size]`. Query head `h` reads key head `h * H_kv // H`.
+    - kv_length [B]; query `i` of a row has position `i + kv_length - q_length`.
+    - longest_q, longest_kv: upper bounds of the lengths.
+    - causal: a query sees no key after its position.
+    - window (left, right): a query sees the keys from `left` before to `right` after its position.
+    - scale: None is 1/sqrt(D).
+    - bias float32 [H, 2 * max_distance + 1], added to the score at
+      `clamp(key position - query position, ±max_distance) + max_distance`.
+    - out [T, H, D] to write into.
 
-    Returns:
-        [T, H, D] of q's dtype; zeros for queries that see no key and for storage outside every row.
-
-    Raises:
-        ValueError: shapes that don't fit, or neither or both of `kv_start` and `page_table`.
-        UnsupportedError: the selected implementation can't run it.
+    Returns [T, H, D] of q's dtype: zeros for queries that see no key and for storage outside every row. Raises
+    `ValueError` for shapes that don't fit, or neither or both of `kv_start` and `page_table`, and `UnsupportedError`
+    where the selected implementation can't run it.
     """
     if (kv_start is None) == (page_table is None):
         raise ValueError("attention takes kv_start (flat keys) or page_table (paged keys), exactly one of them")
-    options = dict(
-        q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q, longest_kv=longest_kv,
-        page_table=page_table, causal=causal, window=window, scale=scale, bias=bias, out=out,
-    )  # fmt: skip
     if page_table is not None and longest_q <= SPLIT_KV_QUERIES:
-        return _attention("paged_attention", q, k, v, options)
-    return _attention("attention", q, k, v, options | {"kv_start": kv_start})
+        return paged_attention(
+            q, k, v, page_table=page_table, q_start=q_start, q_length=q_length, kv_length=kv_length,
+            longest_q=longest_q, longest_kv=longest_kv, causal=causal, window=window, scale=scale, bias=bias, out=out,
+        )  # fmt: skip
+    _check_attention(q, k, v, bias)
+    return dispatch.call(
+        "attention", q, k, v, q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q,
+        longest_kv=longest_kv, kv_start=kv_start, page_table=page_table, causal=causal, window=window,
+        scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias, out=out, head_dim=q.shape[-1],
+    )  # fmt: skip
 
 
 def paged_attention(
@@ -97,23 +95,20 @@ def paged_attention(
     out: Tensor | None = None,
 ) -> Tensor:
     """`attention` over pages for few queries a row: keys are split over a fixed grid and combined (Flash-Decoding)."""
-    options = dict(
-        q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q, longest_kv=longest_kv,
-        page_table=page_table, causal=causal, window=window, scale=scale, bias=bias, out=out,
+    _check_attention(q, k, v, bias)
+    return dispatch.call(
+        "paged_attention", q, k, v, page_table=page_table, q_start=q_start, q_length=q_length, kv_length=kv_length,
+        longest_q=longest_q, longest_kv=longest_kv, causal=causal, window=window,
+        scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias, out=out, head_dim=q.shape[-1],
     )  # fmt: skip
-    return _attention("paged_attention", q, k, v, options)
 
 
-def _attention(op: str, q: Tensor, k: Tensor, v: Tensor, options: dict[str, object]) -> Tensor:
+def _check_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> None:
     heads, head_dim = q.shape[1:]
     if k.shape != v.shape or k.shape[-1] != head_dim or heads % k.shape[-2]:
         raise ValueError(f"q, k, v of shapes {list(q.shape)}, {list(k.shape)}, {list(v.shape)} don't fit together")
-    bias = options["bias"]
-    if isinstance(bias, torch.Tensor) and (bias.shape[0] != heads or bias.shape[1] % 2 == 0):
+    if bias is not None and (bias.shape[0] != heads or bias.shape[1] % 2 == 0):
         raise ValueError(f"bias must be [{heads}, 2 * max_distance + 1], not {list(bias.shape)}")
-    if options["scale"] is None:
-        options["scale"] = head_dim**-0.5
-    return dispatch.call(op, q, k, v, head_dim=head_dim, **options)
 
 
 def pad(packed: Tensor, start: Tensor, length: Tensor, *, longest: int, value: float = 0) -> Tensor:
@@ -144,14 +139,13 @@ def kv_write(
 ) -> None:
     """Rotates queries and keys by their position (Su et al., RoFormer, eq. 34) and writes keys and values into pages.
 
-    Args:
-        q: [T, H, D], rotated in place; None when there is nothing to rotate.
-        k, v: [T, H_kv, D]. With pages, k is left as it is; without (`k_pages` None), it is rotated in place.
-        k_pages, v_pages: [pages, page_size, H_kv, D].
-        slots: [T], page * page_size + offset; -1 skips the token.
-        positions: [T], rows of `cos` and `sin`.
-        cos, sin: float32 [positions, rotary_dim / 2]; dims beyond rotary_dim pass unchanged. None rotates nothing.
-        interleaved: pairs are (2i, 2i + 1) as in GPT-J, else (i, i + rotary_dim / 2) as in NeoX and Llama.
+    - q [T, H, D], rotated in place; None when there is nothing to rotate.
+    - k, v [T, H_kv, D]. With pages, k is left as it is; without (`k_pages` None), it is rotated in place.
+    - k_pages, v_pages [pages, page_size, H_kv, D].
+    - slots [T]: page * page_size + offset; -1 skips the token.
+    - positions [T]: rows of `cos` and `sin`.
+    - cos, sin float32 [positions, rotary_dim / 2]; dims beyond rotary_dim pass unchanged. None rotates nothing.
+    - interleaved: pairs are (2i, 2i + 1) as in GPT-J, else (i, i + rotary_dim / 2) as in NeoX and Llama.
     """
     if (cos is None) != (sin is None) or (cos is not None and positions is None):
         raise ValueError("kv_write needs positions, cos and sin together")
@@ -182,7 +176,10 @@ def layer_norm(
 def rms_norm(
     x: Tensor, weight: Tensor, *, eps: float, residual: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
-    """x / sqrt(mean(x²) + eps) · weight for each row of x [T, N] (Zhang and Sennrich, 2019); `residual` as in layer_norm."""
+    """RMS norm of each row of x [T, N] (Zhang and Sennrich, 2019): x / sqrt(mean(x²) + eps) * weight.
+
+    `residual` is as in `layer_norm`.
+    """
     return dispatch.call("rms_norm", x, weight, eps=eps, residual=residual, out=out)
 
 
@@ -205,7 +202,7 @@ def embedding(
     positions: Tensor | None = None,
     position: Tensor | None = None,
     type_ids: Tensor | None = None,
-    type: Tensor | None = None,  # noqa: A002 - BERT's name for it
+    type: Tensor | None = None,
     scale: float = 1.0,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
@@ -228,7 +225,7 @@ def embedding(
 
 
 def pooling(hidden: Tensor, start: Tensor, length: Tensor, *, kind: PoolingKind, normalize: bool) -> Tensor:
-    """One vector a row of hidden [T, D]: float32 [B, D], scaled to length 1 if `normalize`; rows of length 0 are zeros."""
+    """One vector a row of hidden [T, D]: float32 [B, D], of length 1 if `normalize`; zeros for rows of length 0."""
     if kind not in POOLING_KINDS:
         raise ValueError(f"pooling must be one of {', '.join(POOLING_KINDS)}, not {kind!r}")
     return dispatch.call("pooling", hidden, start, length, kind=kind, normalize=normalize)
@@ -252,15 +249,11 @@ def sample(
     inverse distribution function in index order at one uniform number: word 0 of Philox4x32-10 (Salmon et al., 2011)
     with key `seed` and counter (sample, position, 0, 0), so a draw depends on nothing else in the batch.
 
-    Args:
-        temperature: float32 [N]; 0 takes the likeliest token, the lowest index among equals.
-        top_k: int32 [N]; 0 is off.
-        top_p: float32 [N]; 1 is off.
-        min_p: float32 [N]; 0 is off.
-        seed: int64 [N], the bit pattern of an unsigned 64-bit seed.
-        sample, position: int32 [N].
+    - temperature float32 [N]; 0 takes the likeliest token, the lowest index among equals.
+    - top_k int32 [N]; 0 is off. top_p float32 [N]; 1 is off. min_p float32 [N]; 0 is off.
+    - seed int64 [N], the bit pattern of an unsigned 64-bit seed; sample, position int32 [N].
     """
     return dispatch.call(
-        "sample", logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, sample_index=sample,
-        position=position,
+        "sample", logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
+        sample_index=sample, position=position,
     )  # fmt: skip

@@ -8,14 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional as F
-
 from tercet.kernels.philox import uniform
+from torch.nn import functional
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tercet.kernels.ops import ActivationKind, NormKind, PoolingKind
+    from torch import Tensor
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -76,7 +74,7 @@ def unpad(padded: Tensor, start: Tensor, length: Tensor, *, longest: int, tokens
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
-    """x [T, H, D] rotated by angles [T, rotary_dim / 2]."""
+    """Rotates x [T, H, D] by angles [T, rotary_dim / 2]."""
     cos, sin = cos[:, None], sin[:, None]
     half = cos.shape[-1]
     turned, rest = _wide(x[..., : 2 * half]), x[..., 2 * half :]
@@ -174,7 +172,7 @@ def pooling(hidden: Tensor, start: Tensor, length: Tensor, *, kind: PoolingKind,
             pooled[row] = tokens.amax(0)
         else:
             pooled[row] = tokens[0 if kind == "cls" else -1]
-    return F.normalize(pooled, dim=-1) if normalize else pooled
+    return functional.normalize(pooled, dim=-1) if normalize else pooled
 
 
 def sample(
