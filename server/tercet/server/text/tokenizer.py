@@ -1,0 +1,133 @@
+"""Text to token ids and back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import tokenizers
+
+# transformers' clean_up_tokenization: these replacements, one after another, over the whole text.
+CLEAN_UP = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One text as tokens: parallel lists, one entry a token."""
+
+    ids: list[int]
+    type_ids: list[int]
+    """Segment of each token."""
+    tokens: list[str]
+    """As the vocabulary spells them."""
+    starts: list[int]
+    ends: list[int]
+    """The token is `text[start:end]`, in code points; 0 and 0 for tokens that the tokenizer added."""
+    added_before: int = 0
+    added_after: int = 0
+    """How many tokens at either end the tokenizer added ([CLS], [SEP], ...)."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def truncated(self, max_length: int) -> Encoded:
+        """At most `max_length` tokens: the text loses its end, the added tokens stay.
+
+        Raises ValueError if the added tokens alone are more.
+        """
+        cut_from = max_length - self.added_after
+        if cut_from < self.added_before:
+            raise ValueError(f"{self.added_before + self.added_after} special tokens don't fit into {max_length}")
+        if len(self) <= max_length:
+            return self
+        kept = slice(0, cut_from), slice(len(self) - self.added_after, None)
+        columns = (self.ids, self.type_ids, self.tokens, self.starts, self.ends)
+        ids, type_ids, tokens, starts, ends = (column[kept[0]] + column[kept[1]] for column in columns)
+        return Encoded(ids, type_ids, tokens, starts, ends, self.added_before, self.added_after)
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer. Its methods hold no state between calls and may be called from several threads."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, *, clean_up: bool = False) -> None:
+        """`clean_up`: whether `decode` drops spaces before punctuation, as transformers does where a checkpoint asks.
+
+        Truncation and padding that a tokenizer.json may ask for are switched off: limits are the service's matter.
+        """
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+        # transformers ignores the wish for BPE, whose spaces are the text's own
+        self.clean_up = clean_up and type(backend.model).__name__ != "BPE"
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Token ids are below this, those of added tokens included."""
+        added = self.backend.get_added_tokens_decoder()
+        return max(self.backend.get_vocab_size(with_added_tokens=True), max(added, default=-1) + 1)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that `decode` leaves out with `skip_special_tokens`."""
+        return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def decoder_kinds(self) -> tuple[str, ...]:
+        """What the decoder is made of, in order: "ByteLevel", "WordPiece", "Metaspace", "ByteFallback", ..."""
+        decoder = self.backend.decoder
+        return () if decoder is None else tuple(_kinds(json.loads(decoder.__getstate__())))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> Encoded:
+        return _encoded(self.backend.encode(text, add_special_tokens=add_special_tokens))
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[Encoded]:
+        """As `encode` for each, in parallel and with the interpreter lock released: call it off the event loop."""
+        return [_encoded(e) for e in self.backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Ids that no token has are left out."""
+        text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        for old, new in CLEAN_UP if self.clean_up else ():
+            text = text.replace(old, new)
+        return text
+
+
+def _encoded(encoding: tokenizers.Encoding) -> Encoded:
+    offsets = encoding.offsets
+    added = encoding.special_tokens_mask  # 1 for what the post-processor added, 0 for special tokens in the text
+    before = next((i for i, flag in enumerate(added) if not flag), len(added))
+    after = next((i for i, flag in enumerate(reversed(added)) if not flag), 0)
+    return Encoded(
+        encoding.ids,
+        encoding.type_ids,
+        encoding.tokens,
+        [start for start, _ in offsets],
+        [end for _, end in offsets],
+        before,
+        after,
+    )
+
+
+def _kinds(decoder: dict[str, object]) -> Iterator[str]:
+    parts = decoder.get("decoders")
+    if isinstance(parts, list):
+        for part in parts:
+            yield from _kinds(part)
+    else:
+        yield str(decoder["type"])
