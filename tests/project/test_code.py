@@ -1,0 +1,87 @@
+"""House rules that no linter knows: short files, checks that survive `python -O`, nothing that runs data as code."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = sorted(
+    path for root in ("server", "kernels", "clients/python") for path in (ROOT / root / "tercet").rglob("*.py")
+)
+OTHERS = sorted(path for folder in ("tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))
+MOST_LINES = 300
+MOST_LINES_OF_A_KERNEL = 400
+LONGER: dict[str, str] = {}  # path -> why it can't be shorter
+
+RUNS_DATA = {"eval", "exec", "torch.load", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load", "os.system"}
+PICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "multiprocessing.connection"}
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", [*PACKAGE, *OTHERS], ids=name)
+def test_a_file_is_short(path: Path) -> None:
+    most = MOST_LINES_OF_A_KERNEL if path.is_relative_to(ROOT / "kernels") else MOST_LINES
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert (lines > most) == (name(path) in LONGER), f"{lines} lines, at most {most}"
+
+
+def dotted(node: ast.expr) -> str:
+    """`a.b.c` of an attribute or name, else ""."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def offences(source: str) -> Iterator[str]:
+    """What package code may not do."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assert):
+            yield f"line {node.lineno}: assert, which python -O drops"
+        elif isinstance(node, ast.Call) and dotted(node.func) in RUNS_DATA and not _weights_only(node):
+            yield f"line {node.lineno}: {dotted(node.func)} can run data as code"
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            module = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for imported in [*module, *(alias.name for alias in node.names)]:
+                if imported in PICKLERS:
+                    yield f"line {node.lineno}: imports {imported}"
+
+
+def _weights_only(call: ast.Call) -> bool:
+    """Whether torch.load is told to read tensors alone."""
+    return any(
+        keyword.arg == "weights_only" and isinstance(keyword.value, ast.Constant) and keyword.value.value is True
+        for keyword in call.keywords
+    )
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name)
+def test_package_code_keeps_the_rules(path: Path) -> None:
+    assert list(offences(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("assert value", 1),
+        ("import pickle", 1),
+        ("from pickle import loads", 1),
+        ("import torch\ntorch.load(path)", 1),
+        ("import torch\ntorch.load(path, weights_only=False)", 1),
+        ("import torch\ntorch.load(path, weights_only=True)", 0),
+        ("def f():\n    return eval(text)", 1),
+        ("model.eval()", 0),
+    ],
+)
+def test_the_rules_see(source: str, count: int) -> None:
+    assert len(list(offences(source))) == count
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name)
+def test_a_module_says_what_it_is(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert not source.strip() or ast.get_docstring(ast.parse(source)), "a module starts with a docstring"
