@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from support.checkpoints import tiny_bert, tiny_llama, tiny_t5
+from support.metrics import samples
 from support.server import running_server
 from tercet.client import Client
 
@@ -18,13 +19,13 @@ def checkpoints(tmp_path_factory):
 
 def answers(checkpoints, *flags, env=None):
     """What every model says, and every `op/impl` that ran."""
-    with running_server(checkpoints, *flags, env=env) as server, Client(server.target) as client:
+    with running_server(checkpoints, *flags, env=env) as server, Client(server.address) as client:
         said = {"bert": client.embed(TEXTS, model="bert")}
         for model in ("llama", "t5"):
             outputs = [client.generate(text, model=model, max_new_tokens=6, temperature=0) for text in TEXTS]
             sampled = client.generate(TEXTS[1], model=model, max_new_tokens=6, temperature=1.0, top_k=20, seed=7, n=2)
             said[model] = [output.token_ids for output in [*outputs, *sampled.outputs]]
-        launches = server.metrics("tercet_kernel_launches_total")
+        launches = samples(server, "tercet_kernel_launches_total")
     return said, {(labels["op"], labels["impl"]) for labels, count in launches if count > 0}
 
 

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from support.checkpoints import tiny_bert, tiny_llama, tiny_t5
+from support.metrics import metric
 from support.server import running_server
 from tercet.client import Client
 
@@ -20,7 +21,7 @@ def said(tmp_path_factory):
 
 
 def serve(checkpoints, layout):
-    with running_server(checkpoints, "--layout", layout) as server, Client(server.target) as client:
+    with running_server(checkpoints, "--layout", layout) as server, Client(server.address) as client:
         before = counts(server, checkpoints)
         result = {"bert": client.embed(TEXTS, model="bert")}
         for model in ("llama", "t5"):
@@ -36,10 +37,10 @@ def serve(checkpoints, layout):
 def counts(server, models):
     return {
         model: {
-            "real": server.metric("tercet_batch_tokens_total", model=model, kind="real"),
-            "padding": server.metric("tercet_batch_tokens_total", model=model, kind="padding"),
-            "batches": server.metric("tercet_batch_size_count", model=model),
-            "copies": server.metric("tercet_host_to_device_copies_total", model=model),
+            "real": metric(server, "tercet_batch_tokens_total", model=model, kind="real"),
+            "padding": metric(server, "tercet_batch_tokens_total", model=model, kind="padding"),
+            "batches": metric(server, "tercet_batch_size_count", model=model),
+            "copies": metric(server, "tercet_host_to_device_copies_total", model=model),
         }
         for model in models
     }

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from support.metrics import metric
 from support.packaged import minilm
 from support.server import running_server
 from tercet.client import Client
@@ -34,7 +35,9 @@ def reference(texts):
     with torch.inference_mode():
         for start in range(0, len(order), 32):
             rows = order[start : start + 32]
-            batch = tokenizer([texts[i] for i in rows], padding=True, truncation=True, max_length=256, return_tensors="pt")
+            batch = tokenizer(
+                [texts[i] for i in rows], padding=True, truncation=True, max_length=256, return_tensors="pt"
+            )
             mask = batch["attention_mask"][..., None].float()
             hidden = model(**batch).last_hidden_state
             pooled = (hidden * mask).sum(1) / mask.sum(1)
@@ -48,7 +51,7 @@ def test_embeddings_equal_transformers(texts, reference, layout):
     shuffled = list(range(len(texts)))
     rng.shuffle(shuffled)
     pieces = [shuffled[i : i + 50] for i in range(0, len(shuffled), 50)]
-    with running_server({"minilm": minilm()}, "--layout", layout) as server, Client(server.target) as client:
+    with running_server({"minilm": minilm()}, "--layout", layout) as server, Client(server.address) as client:
 
         def embed(rows):
             return rows, client.embed([texts[i] for i in rows], model="minilm")
@@ -60,7 +63,7 @@ def test_embeddings_equal_transformers(texts, reference, layout):
         one = client.embed(texts[0])
         assert one.shape == (384,)
         assert one.dtype == np.float32
-        padding = server.metric("tercet_batch_tokens_total", model="minilm", kind="padding")
+        padding = metric(server, "tercet_batch_tokens_total", model="minilm", kind="padding")
         assert (padding > 0) == (layout == "padded")
     cosines = (vectors * reference).sum(axis=1)
     assert cosines.min() >= 0.99999

