@@ -18,7 +18,7 @@ class DeviceError(ValueError):
 
 
 def resolve_device(device: str) -> str:
-    """ "cpu" or "cuda:N" for "auto", "cpu", "cuda" or "cuda:N". `auto` is the first visible GPU that torch can use.
+    """Makes "cpu" or "cuda:N" of "auto", "cpu", "cuda" or "cuda:N"; `auto` is the first visible GPU that torch can use.
 
     Raises DeviceError.
     """

@@ -39,8 +39,8 @@ def weight_bytes(checkpoint: Path) -> int:
 
 def _download(key: str, repository: str, revision: str | None) -> Path:
     # Imported here: most servers read local checkpoints.
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name = f"{repository}@{revision}" if revision else repository
     try:
