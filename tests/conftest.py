@@ -6,7 +6,7 @@ import os
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from hypothesis import settings  # noqa: E402  (after the environment)
+from hypothesis import settings
 
 settings.register_profile("tercet", derandomize=True, deadline=None, database=None)
 settings.load_profile("tercet")
