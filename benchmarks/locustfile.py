@@ -32,25 +32,8 @@ grpc.experimental.gevent.init_gevent()
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 KINDS = ("embed", "generate", "stream")
-WORDS = tuple(
-    [
-        "reading",
-        "old",
-        "letters",
-        "by",
-        "slow",
-        "water",
-        "seven",
-        "small",
-        "birds",
-        "watch",
-        "evening",
-        "light",
-        "cross",
-        "open",
-        "fields",
-    ]
-)
+TEXT = "seven small birds watch from a stone wall as evening light falls across the open fields of grass and slow water"
+WORDS = TEXT.split()
 
 
 @events.init_command_line_parser.add_listener
