@@ -1,0 +1,224 @@
+"""The engine: takes requests, runs steps, and lets no request harm another."""
+
+from __future__ import annotations
+
+import logging
+import time
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from tercet.kernels import dispatch
+from tercet.server.engine.pages import PagePool
+from tercet.server.engine.scheduler import Chunk, Scheduler
+from tercet.server.engine.sequence import embedding_request, generation_request
+from tercet.server.wire import Embed, Embedding, Rejected, StepResult, StepStats, Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tercet.server.engine.runner import Pass, Runner
+    from tercet.server.engine.sequence import Request, Sequence
+    from tercet.server.engine.validation import Limits
+    from tercet.server.wire import EngineSettings, Generate, Phase
+
+log = logging.getLogger(__name__)
+
+
+class Failure(NamedTuple):
+    """Why a forward pass failed."""
+
+    message: str
+    out_of_memory: bool
+
+
+class Engine:
+    """Everything between messages and the model; one thread calls it."""
+
+    def __init__(self, runner: Runner, limits: Limits, settings: EngineSettings, *, padded: bool) -> None:
+        self._runner = runner
+        self._limits = limits
+        self._incarnation = settings.incarnation
+        self._pool = PagePool(limits.pages)
+        self._scheduler = Scheduler(
+            self._pool,
+            page_size=limits.page_size,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_rows=settings.max_rows,
+            padded=padded,
+        )
+        self._requests: dict[int, Request] = {}
+        self._deadlines: list[tuple[float, int, Request]] = []  # a heap
+        self._arrivals = 0
+        self._outputs: list[Embedding | Tokens | Rejected] = []
+        self._stats: list[StepStats] = []
+        self._cancelled = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do or to tell."""
+        return bool(self._requests or self._outputs or self._cancelled)
+
+    def submit(self, message: Embed | Generate) -> None:
+        """Queues a request; one that can't be served is rejected with the next step."""
+        if refusal := self._limits.refusal(message):
+            self._outputs.append(Rejected(id=message.id, reason=refusal.reason, message=refusal.message))
+            return
+        self._arrivals += 1
+        if isinstance(message, Embed):
+            request = embedding_request(message, self._arrivals)
+        else:
+            request = generation_request(message, self._arrivals, self._limits.family, self._limits.max_length)
+        self._requests[request.id] = request
+        if request.deadline is not None:
+            heappush(self._deadlines, (request.deadline, request.arrival, request))
+        self._scheduler.add(request)
+
+    def cancel(self, request_id: int, sample: int | None = None) -> None:
+        """Drops a request, or one sample of it, and frees its pages; the next step tells the new counts."""
+        request = self._requests.get(request_id)
+        for sequence in list(request.sequences) if request else []:
+            if sample is None or sequence.sample == sample:
+                self._finish(sequence)
+                self._cancelled = True
+
+    def step(self) -> StepResult:
+        """Runs the next batches. Raises torch.AcceleratorError, after which nothing on the device can be relied on."""
+        self._expire(time.monotonic())
+        plan = self._scheduler.schedule()
+        if plan.encode:
+            # Rows that are pooled alike become neighbours.
+            rows = sorted(plan.encode, key=lambda sequence: sequence.request.pooling or ("", False))
+            self._isolate([Chunk(row, len(row.request.source)) for row in rows], self._encode)
+        if plan.decode:
+            self._isolate(plan.decode, self._decode)
+        result = StepResult(
+            incarnation=self._incarnation,
+            outputs=self._outputs,
+            stats=self._stats,
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            pages_used=self._pool.used,
+            preemptions=self._scheduler.preemptions,
+            kernel_launches=dispatch.launches(),
+        )
+        self._outputs, self._stats, self._cancelled = [], [], False
+        return result
+
+    def _expire(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, request = heappop(self._deadlines)
+            self._reject(request, Rejected(id=request.id, reason="deadline", message="the deadline has passed"))
+
+    def _isolate(self, chunks: list[Chunk], run: Callable[[list[Chunk]], None]) -> None:
+        """Runs a batch; if that fails, its halves, until a row that fails alone is rejected.
+
+        So one bad row costs the others nothing but time, and a batch too large for memory runs in parts. Running a row
+        again is safe: it writes the same keys and values to the same places.
+        """
+        chunks = [chunk for chunk in chunks if chunk.sequence.state == "running"]
+        if not chunks or not (failure := _failure(run, chunks)):
+            return
+        if failure.out_of_memory and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        log.warning("a batch of %d rows failed: %s", len(chunks), failure.message)
+        if len(chunks) == 1:
+            request = chunks[0].sequence.request
+            kind = "out of memory" if failure.out_of_memory else "failed"
+            message = f"the model {kind} on this request alone; other requests are not affected"
+            self._reject(request, Rejected(id=request.id, reason="internal", message=message))
+            return
+        middle = len(chunks) // 2
+        self._isolate(chunks[:middle], run)
+        self._isolate(chunks[middle:], run)
+
+    def _encode(self, chunks: list[Chunk]) -> None:
+        started = time.perf_counter()
+        done = self._runner.encode([sequence for sequence, _ in chunks])
+        for sequence, _ in chunks:
+            sequence.request.encoded = True
+        for (sequence, _), vector in zip(chunks, done.outputs, strict=False):  # sources have no vector
+            self._outputs.append(Embedding(id=sequence.request.id, data=vector))
+            self._finish(sequence)
+        prompt = sum(_first_read(sequence.request, length) for sequence, length in chunks)
+        real = sum(length for _, length in chunks)
+        self._count("encode", chunks, done, started, prompt=prompt, recomputed=real - prompt)
+
+    def _decode(self, chunks: list[Chunk]) -> None:
+        started = time.perf_counter()
+        prefill = any(sequence.computed < len(sequence.request.prompt) for sequence, _ in chunks)
+        choosing = [sequence for sequence, length in chunks if length == sequence.remaining]
+        done = self._runner.decode(chunks)
+        prompt = recomputed = 0
+        for sequence, length in chunks:
+            end = sequence.computed + length
+            recomputed += max(0, min(sequence.read, end) - sequence.computed)
+            prompt += _first_read(
+                sequence.request, len(sequence.request.source) + min(end, len(sequence.request.prompt))
+            )
+            sequence.computed = end
+            sequence.read = max(sequence.read, end)
+        for sequence, token in zip(choosing, done.outputs, strict=True):
+            self._accept(sequence, token)
+        phase = "prefill" if prefill else "decode"
+        self._count(phase, chunks, done, started, prompt=prompt, generated=len(choosing), recomputed=recomputed)
+
+    def _accept(self, sequence: Sequence, token: int) -> None:
+        reason = sequence.accept(token)
+        self._outputs.append(
+            Tokens(id=sequence.request.id, sample=sequence.sample, token_ids=[token], finish_reason=reason)
+        )
+        if reason:
+            self._finish(sequence)
+
+    def _count(
+        self, phase: Phase, chunks: list[Chunk], done: Pass[bytes] | Pass[int], started: float,
+        *, prompt: int, recomputed: int, generated: int = 0,
+    ) -> None:  # fmt: skip
+        real = sum(length for _, length in chunks)
+        self._stats.append(
+            StepStats(
+                phase=phase,
+                rows=len(chunks),
+                real_tokens=real,
+                padding_tokens=done.tokens - real,
+                seconds=time.perf_counter() - started,
+                host_to_device_copies=done.copies,
+                prompt_tokens=prompt,
+                generated_tokens=generated,
+                recomputed_tokens=recomputed,
+            )
+        )
+
+    def _reject(self, request: Request, rejection: Rejected) -> None:
+        if request.sequences:
+            self._outputs.append(rejection)
+        for sequence in list(request.sequences):
+            self._finish(sequence)
+
+    def _finish(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        if not sequence.request.sequences:
+            self._requests.pop(sequence.request.id, None)
+
+
+def _failure(run: Callable[[list[Chunk]], None], chunks: list[Chunk]) -> Failure | None:
+    """Runs a batch and says how it failed; the exception and the tensors it holds are gone when this returns."""
+    try:
+        run(chunks)
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text
+        log.debug("", exc_info=True)
+        return Failure(text, memory)
+    return None
+
+
+def _first_read(request: Request, end: int) -> int:
+    """Counts the tokens of source and prompt up to `end` that no sequence of the request has read before."""
+    fresh = max(0, end - request.read)
+    request.read = max(request.read, end)
+    return fresh

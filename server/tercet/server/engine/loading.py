@@ -1,0 +1,143 @@
+"""From settings to a warm engine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from tercet.kernels import dispatch
+from tercet.server.engine.engine import Engine
+from tercet.server.engine.memory import activation_bytes, count_pages
+from tercet.server.engine.runner import Runner
+from tercet.server.engine.validation import Limits
+from tercet.server.models import load_model
+from tercet.server.wire import Embed, Generate, Loading, ModelInfo, Rejected, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tercet.server.models import Model
+    from tercet.server.wire import EngineSettings
+
+    Report = Callable[[Loading], None]
+    Stage = Literal["weights", "pages", "warm-up"]
+
+REPORT_SECONDS = 0.1
+WARM_UP_TOKENS = 8
+WARM_UP_STEPS = 16  # more than the warm-up requests need
+
+
+class StartError(Exception):
+    """An engine that can't start; the message is one line for the user."""
+
+
+def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, ModelInfo]:
+    """Loads the checkpoint, sizes the page cache, and runs every phase once.
+
+    Raises:
+        CheckpointError: the checkpoint can't be loaded.
+        TooLargeError: it doesn't fit the engine's share of memory.
+        StartError: the settings can't be served with, or the model fails on a harmless request.
+    """
+    torch.set_num_threads(settings.threads)
+    dispatch.select(settings.kernels, tf32=settings.dtype == "tf32")
+    device = torch.device(settings.device)
+    model = load_model(
+        Path(settings.source),
+        device=device,
+        dtype=settings.dtype,
+        max_length=settings.max_length,
+        progress=_weight_progress(settings, report),
+    )
+    _check_kernels(model)
+
+    report(_loading(settings, "pages", 0, 1))
+    pages = count_pages(model, settings, activation_bytes(model, settings))
+    cache = model.new_cache(pages, settings.page_size) if pages else None
+    report(_loading(settings, "pages", 1, 1))
+
+    padded = settings.layout == "padded"  # packed wastes nothing, so it is what "auto" means
+    limits = engine_limits(model, settings, pages)
+    engine = Engine(Runner(model, cache, padded=padded), limits, settings, padded=padded)
+    warm_up(engine, limits, lambda done, total: report(_loading(settings, "warm-up", done, total)))
+
+    info = ModelInfo(
+        architecture=model.architecture,
+        family=model.family,
+        tasks=["embed"] if model.family == "encoder" else ["generate"],
+        max_length=limits.max_length,
+        vocab_size=model.vocab_size,
+        embedding_size=model.hidden_size if model.family == "encoder" else None,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=settings.device,
+        parameters=model.parameters,
+        pages=pages,
+        page_size=settings.page_size,
+        memory=model.weight_bytes + (pages * model.cache_bytes_per_page(settings.page_size) if pages else 0),
+    )
+    return engine, info
+
+
+def engine_limits(model: Model, settings: EngineSettings, pages: int) -> Limits:
+    """What the engine can take. An encoder reads a sequence in one batch, so that a batch bounds its length."""
+    whole = model.max_length if model.family == "decoder" else min(model.max_length, settings.max_batch_tokens)
+    return Limits(
+        family=model.family,
+        vocab_size=model.vocab_size,
+        token_types=model.spec.encoder.token_types if model.spec.encoder else 0,
+        max_length=whole,
+        pages=pages,
+        page_size=settings.page_size,
+    )
+
+
+def warm_up(engine: Engine, limits: Limits, progress: Callable[[int, int], None]) -> None:
+    """Runs harmless requests through every phase. Raises StartError if one of them fails."""
+    ids = [0] * max(1, min(WARM_UP_TOKENS, limits.max_length - 2))
+    if limits.family == "encoder":
+        engine.submit(Embed(id=0, token_ids=ids, pooling="mean", normalize=True))
+    else:
+        start = [0] if limits.family == "seq2seq" else []
+        for key, sampling in enumerate((
+            Sampling(max_new_tokens=2), Sampling(max_new_tokens=2, temperature=1.0, top_k=2, top_p=0.5, min_p=0.1)
+        )):  # fmt: skip
+            engine.submit(Generate(id=key, token_ids=ids, decoder_ids=start, sampling=sampling))
+    for done in range(WARM_UP_STEPS):
+        if not engine.busy:
+            progress(WARM_UP_STEPS, WARM_UP_STEPS)
+            return
+        progress(done, WARM_UP_STEPS)
+        for output in engine.step().outputs:
+            if isinstance(output, Rejected):
+                raise StartError(f"warm-up failed: {output.message}")
+    raise StartError(f"warm-up did not end within {WARM_UP_STEPS} steps")
+
+
+def _check_kernels(model: Model) -> None:
+    implementation = dispatch.selected(model.device)
+    for stack in model.spec.stacks.values():
+        reasons = dispatch.unsupported_reasons(
+            "attention", implementation, device=model.device, dtype=model.dtype, head_dim=stack.head_dim
+        )
+        if reasons:
+            raise StartError(f"--kernels {implementation} can't serve this model: {'; '.join(reasons)}")
+
+
+def _weight_progress(settings: EngineSettings, report: Report) -> Callable[[int, int], None]:
+    last = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done == total or now - last >= REPORT_SECONDS:
+            last = now
+            report(_loading(settings, "weights", done, total))
+
+    return progress
+
+
+def _loading(settings: EngineSettings, stage: Stage, done: int, total: int) -> Loading:
+    return Loading(incarnation=settings.incarnation, stage=stage, done=done, total=total)

@@ -1,0 +1,232 @@
+"""Decides what runs next: encoder rows, chunks of prompts and decoding rows, from one queue by one policy.
+
+1. Every running sequence goes on, oldest first: those that decode by one token, then those that still read their prompt
+   by as many tokens as the batch has room for.
+2. What waits is admitted, oldest first, as long as there are rows and pages. Sources for the encoder are taken by
+   length around the oldest one, so that little of the batch is padding and none starves.
+3. When a sequence needs a page and none is free, the youngest one gives up its pages and waits to be recomputed. The
+   oldest can always take every page there is, so that it ends.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from itertools import islice
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tercet.server.engine.pages import PagePool
+    from tercet.server.engine.sequence import Request, Sequence
+
+LOOKAHEAD = 8  # batches of rows among which sources of similar length are looked for
+
+_order = attrgetter("order")
+
+
+class Chunk(NamedTuple):
+    """The next `length` tokens of a sequence, from `computed` on."""
+
+    sequence: Sequence
+    length: int
+
+
+class Plan(NamedTuple):
+    """What one step runs, in this order; each list is one batch."""
+
+    encode: list[Sequence]
+    decode: list[Chunk]
+
+
+class Budget:
+    """The room of one batch. A padded batch pays for its longest row in every row."""
+
+    def __init__(self, max_tokens: int, max_rows: int, *, padded: bool) -> None:
+        self.tokens = 0
+        self._rows = 0
+        self._longest = 0
+        self._max_tokens, self._max_rows, self._padded = max_tokens, max_rows, padded
+
+    @property
+    def room(self) -> int:
+        """The longest row that can be added; 0 if none."""
+        if self._rows == self._max_rows:
+            return 0
+        if not self._padded:
+            return self._max_tokens - self.tokens
+        widest = self._max_tokens // (self._rows + 1)
+        return widest if widest >= self._longest else 0
+
+    def take(self, length: int) -> None:
+        """Adds a row; the caller has looked at `room`."""
+        self._rows += 1
+        self._longest = max(self._longest, length)
+        self.tokens = self._rows * self._longest if self._padded else self.tokens + length
+
+
+class Scheduler:
+    """Holds every unfinished sequence, in `waiting` or in `running`, both from old to young."""
+
+    def __init__(
+        self, pool: PagePool, *, page_size: int, max_batch_tokens: int, max_rows: int, padded: bool = False
+    ) -> None:
+        """`max_rows` bounds what runs at once, and so does `max_batch_tokens`: each decoding row is in every batch."""
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self._pool = pool
+        self._page_size = page_size
+        self._max_batch_tokens = max_batch_tokens
+        self._max_rows = min(max_rows, max_batch_tokens)
+        self._padded = padded
+
+    def add(self, request: Request) -> None:
+        """Queues the sequences of a request."""
+        for sequence in request.sequences:
+            insort(self.waiting, sequence, key=_order)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Takes a sequence out, wherever it is, and frees what it holds; one that is finished already is left alone."""
+        if sequence.state == "finished":
+            return
+        if sequence.state == "running":
+            _discard(self.running, sequence)
+            self._release(sequence)
+        else:
+            _discard(self.waiting, sequence)
+        sequence.state = "finished"
+        sequence.request.sequences.remove(sequence)
+
+    def schedule(self) -> Plan:
+        """The batches of the next step; both are empty only if nothing is queued."""
+        plan = Plan([], [])
+        budget = self._budget()
+        self._continue(plan, budget)
+        self._admit(plan, budget)
+        return plan
+
+    def _budget(self) -> Budget:
+        return Budget(self._max_batch_tokens, self._max_rows, padded=self._padded)
+
+    def _continue(self, plan: Plan, budget: Budget) -> None:
+        position = 0
+        while position < len(self.running):  # `_grow` takes sequences from the end
+            sequence = self.running[position]
+            if sequence.remaining == 1 and self._grow(sequence):
+                budget.take(1)
+                plan.decode.append(Chunk(sequence, 1))
+            position += 1
+        for sequence in self.running:
+            if sequence.remaining > 1 and budget.room:
+                _read(sequence, plan, budget)
+
+    def _admit(self, plan: Plan, budget: Budget) -> None:
+        ready = list(islice(filter(self._is_ready, self.waiting), LOOKAHEAD * self._max_rows))
+        # Readiness is looked at again: starting one sample of a request makes the others wait for what it reads.
+        for sequence in ready:
+            if sequence.request.must_encode or not self._is_ready(sequence):
+                continue
+            if not budget.room or not self._start(sequence):
+                return
+            _read(sequence, plan, budget)
+        encoder_budget = self._budget()
+        for sequence in _by_length(s for s in ready if s.request.must_encode):
+            if not self._is_ready(sequence):
+                continue
+            length = len(sequence.request.source)
+            if length > encoder_budget.room or not self._start(sequence):
+                return
+            encoder_budget.take(length)
+            plan.encode.append(sequence)
+
+    def _start(self, sequence: Sequence) -> bool:
+        """Gives a waiting sequence a row and the pages of all its tokens, if there are as many."""
+        request = sequence.request
+        shared = self._shared_pages(sequence) or []
+        own = self._pages(len(sequence.tokens)) - len(shared)
+        cross = self._pages(len(request.source)) if sequence.tokens and request.must_encode else 0
+        # Each running sequence may need one more page soon: admitting must not lead to preempting.
+        short = own + cross > 0 and self._pool.free < own + cross + len(self.running)
+        if short or len(self.running) == self._max_rows:
+            return False
+        self._pool.share(shared)
+        sequence.pages = shared + self._pool.take(own)
+        sequence.computed = len(shared) * self._page_size
+        sequence.read = max(sequence.read, sequence.computed)
+        if cross:
+            request.cross_pages = self._pool.take(cross)
+        _discard(self.waiting, sequence)
+        insort(self.running, sequence, key=_order)
+        sequence.state = "running"
+        return True
+
+    def _is_ready(self, sequence: Sequence) -> bool:
+        return self._shared_pages(sequence) is not None
+
+    def _shared_pages(self, sequence: Sequence) -> list[int] | None:
+        """The full pages of the prompt if another sample has filled them, None while it still does or still encodes.
+
+        The prompt's last token is never in them: it is read again, to choose the next one from.
+        """
+        request = sequence.request
+        running = [other for other in request.sequences if other.state == "running"]
+        full = max(0, len(request.prompt) - 1) // self._page_size
+        if not running:
+            return []
+        if request.must_encode:
+            return None
+        filled = (other.pages[:full] for other in running if other.computed >= full * self._page_size)
+        return next(filled, None)
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self._page_size)
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Makes sure of the page of the sequence's last token; False if it has to wait for older ones to free some."""
+        if len(sequence.pages) == self._pages(len(sequence.tokens)):
+            return True
+        while not self._pool.free:
+            youngest = self.running[-1]
+            if youngest is sequence:
+                return False
+            self._preempt(youngest)
+        sequence.pages += self._pool.take(1)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        _discard(self.running, sequence)
+        self._release(sequence)
+        sequence.state = "waiting"
+        insort(self.waiting, sequence, key=_order)
+        self.preemptions += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        """Frees the pages of a sequence that runs no more, and those of its source after the last of its request."""
+        self._pool.release(sequence.pages)
+        sequence.pages, sequence.computed = [], 0
+        request = sequence.request
+        if request.cross_pages and not any(s.state == "running" and s is not sequence for s in request.sequences):
+            self._pool.release(request.cross_pages)
+            request.cross_pages, request.encoded = [], False
+
+
+def _by_length(sources: Iterable[Sequence]) -> Iterable[Sequence]:
+    """The oldest first, then those nearest to it in length."""
+    ordered = list(sources)
+    if not ordered:
+        return ordered
+    length = len(ordered[0].request.source)
+    return sorted(ordered, key=lambda sequence: abs(len(sequence.request.source) - length))
+
+
+def _read(sequence: Sequence, plan: Plan, budget: Budget) -> None:
+    """Plans as much of what a sequence has to read as there is room for."""
+    length = min(sequence.remaining, budget.room)
+    budget.take(length)
+    plan.decode.append(Chunk(sequence, length))
+
+
+def _discard(ordered: list[Sequence], sequence: Sequence) -> None:
+    del ordered[bisect_left(ordered, sequence.order, key=_order)]
