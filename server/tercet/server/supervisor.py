@@ -1,0 +1,218 @@
+"""One engine process for each model: starts it, watches it, and starts it again when it dies.
+
+An engine that dies loses its requests (they get UNAVAILABLE) and nothing else. It comes back after a pause that grows;
+one that dies too often stays down, and the other models never notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import deque
+from enum import Enum, auto
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tercet.server import wire
+from tercet.server.channel import Channel
+from tercet.server.logs import fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tercet.server.metrics import Metrics
+
+ENGINE_COMMAND: Sequence[str] = (sys.executable, "-m", "tercet.server.engine")
+_PAUSES = (0.1, 1.0)  # seconds before the first and the second start again; a third crash within _WINDOW is the last
+_WINDOW = 60.0  # seconds
+_LAST_WORDS = 5.0  # seconds from the end of the connection, or from Stop, to SIGKILL
+
+log = logging.getLogger(__name__)
+
+
+class State(Enum):
+    """Where an engine is in its life."""
+
+    LOADING = auto()
+    READY = auto()
+    RESTARTING = auto()
+    FAILED = auto()
+
+
+class StartError(Exception):
+    """An engine that never got ready: the reason in one line. `refused`: by its checkpoint or settings."""
+
+    def __init__(self, message: str, *, refused: bool):
+        super().__init__(message)
+        self.refused = refused
+
+
+class Engine:
+    """One model's engine, over all its incarnations."""
+
+    def __init__(
+        self, settings: wire.EngineSettings, folder: Path, metrics: Metrics, on_change: Callable[[Engine], None]
+    ) -> None:
+        self.name = settings.name
+        self.state = State.LOADING
+        self.progress: wire.Loading | None = None
+        self.info: wire.ModelInfo | None = None
+        """Of the newest incarnation that got ready."""
+        self.channel: Channel | None = None
+        """Open while the engine is ready."""
+        self._settings = settings
+        self._folder = folder
+        self._metrics = metrics
+        self._on_change = on_change
+        self._connection: Channel | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._refusal: str | None = None
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Keeps the engine alive until `stop`, or until it died too often.
+
+        Raises StartError where it refuses its checkpoint at the first start, or never gets ready.
+        """
+        crashes: deque[float] = deque(maxlen=len(_PAUSES) + 1)
+        while True:
+            code = await self._live()
+            if self._stopping:
+                return
+            reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            log.error("engine died", extra=fields(model=self.name, reason=reason, error=self._refusal))
+            if self.info is None and self._refusal is not None:
+                raise StartError(f"{self.name}: {self._refusal}", refused=True)
+            crashes.append(time.monotonic())
+            if len(crashes) > len(_PAUSES) and crashes[-1] - crashes[0] < _WINDOW:
+                log.error("engine stays down", extra=fields(model=self.name, crashes=len(crashes)))
+                self._change(State.FAILED)
+                if self.info is None:
+                    raise StartError(f"{self.name}: the engine died {len(crashes)} times: {reason}", refused=False)
+                return
+            recent = sum(crashes[-1] - crash < _WINDOW for crash in crashes)
+            await asyncio.sleep(_PAUSES[min(recent, len(_PAUSES)) - 1])
+            if self._stopping:
+                return
+            self._metrics.engine_restarted(self.name, "signal" if code < 0 else "exit")
+
+    async def stop(self) -> None:
+        """Ends the engine."""
+        self._stopping = True
+        if self._connection is not None:
+            self._connection.stop()
+        if self._process is not None:
+            await self._bury(self._process)
+
+    async def _live(self) -> int:
+        """One incarnation from birth to death: its exit code."""
+        incarnation = self._settings.incarnation + 1
+        self._settings = msgspec.structs.replace(self._settings, incarnation=incarnation)
+        self._refusal = None
+        socket = self._folder / f"{incarnation}.sock"
+        lost = asyncio.Event()
+        listener = await asyncio.get_running_loop().create_unix_server(lambda: self._connect(lost), socket)
+        try:
+            self._process = process = await asyncio.create_subprocess_exec(
+                *ENGINE_COMMAND,
+                str(socket),
+                msgspec.json.encode(self._settings).decode(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=sys.stderr,
+                start_new_session=True,  # Ctrl-C is the supervisor's: requests finish first
+            )
+            log.info("engine started", extra=fields(model=self.name, pid=process.pid, incarnation=incarnation))
+            exit_ = asyncio.ensure_future(process.wait())
+            await asyncio.wait({exit_, end := asyncio.ensure_future(lost.wait())}, return_when=asyncio.FIRST_COMPLETED)
+            end.cancel()
+            await self._bury(process)
+            return exit_.result() if exit_.done() else await exit_
+        finally:
+            listener.close()
+            socket.unlink(missing_ok=True)
+            if self._connection is not None:
+                self._connection.close()
+                self._disconnect()
+            self._process = None
+
+    async def _bury(self, process: asyncio.subprocess.Process) -> None:
+        """Waits for a process that should be ending, and kills it where it does not."""
+        try:
+            await asyncio.wait_for(process.wait(), _LAST_WORDS)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    def _connect(self, lost: asyncio.Event) -> Channel:
+        def on_lost(channel: Channel) -> None:
+            if channel is self._connection:
+                self._disconnect()
+                lost.set()
+
+        channel = Channel(self._hear, on_lost)
+        if self._connection is None:  # a second connection to the same socket is nobody we know
+            self._connection = channel
+        return channel
+
+    def _disconnect(self) -> None:
+        self._connection = self.channel = None
+        self._metrics.engine_lost(self.name)
+        if not self._stopping:
+            self._change(State.LOADING if self.info is None else State.RESTARTING)
+
+    def _hear(self, message: wire.FromEngine) -> None:
+        if message.incarnation != self._settings.incarnation:
+            raise ValueError(f"incarnation {message.incarnation} is not {self._settings.incarnation}")
+        if isinstance(message, wire.StepResult):
+            if self.info is not None:
+                self._metrics.step(self.name, self.info.pages, message)
+        elif isinstance(message, wire.Loading):
+            self.progress = message
+            self._on_change(self)
+        elif isinstance(message, wire.Failed):
+            self._refusal = message.message
+        else:
+            self.info = message.model
+            self.channel = self._connection
+            self._metrics.engine_ready(self.name, message.model)
+            log.info(
+                "model ready", extra=fields(model=self.name, memory=message.model.memory, pages=message.model.pages)
+            )
+            self._change(State.READY)
+
+    def _change(self, state: State) -> None:
+        self.state = state
+        self._on_change(self)
+
+
+class Supervisor:
+    """The engines of every model of the server."""
+
+    def __init__(
+        self, plan: Sequence[wire.EngineSettings], metrics: Metrics, on_change: Callable[[Engine], None]
+    ) -> None:
+        """`on_change` hears of every change of an engine's state or progress."""
+        self._folder = Path(tempfile.mkdtemp(prefix="tercet-"))  # mode 0700
+        self.engines: dict[str, Engine] = {}
+        for number, settings in enumerate(plan):
+            folder = self._folder / str(number)
+            folder.mkdir(mode=0o700)
+            self.engines[settings.name] = Engine(settings, folder, metrics, on_change)
+
+    async def run(self) -> None:
+        """Runs every engine until `stop`. Raises the first StartError."""
+        await asyncio.gather(*(engine.run() for engine in self.engines.values()))
+
+    async def stop(self) -> None:
+        """Ends every engine and removes the sockets."""
+        await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
+        shutil.rmtree(self._folder, ignore_errors=True)
