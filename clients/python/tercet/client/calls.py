@@ -1,0 +1,213 @@
+"""Every call of the SDK short of the calling: what is sent, to which method, and how the answer reads.
+
+`Client` and `AsyncClient` differ in how they wait, and in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+import numpy as np
+from google.rpc.status_pb2 import Status
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+
+from tercet.client import requests, responses
+from tercet.client.errors import Internal
+from tercet.client.statuses import from_status
+from tercet.v1.embedding_pb2 import EmbedRequest, EmbedStreamResponse, Pooling
+from tercet.v1.models_pb2 import ListModelsRequest
+from tercet.v1.text_pb2 import DetokenizeRequest, TokenizeRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tercet.client.requests import ChatMessage, Prompt
+    from tercet.client.results import Generation, HealthStatus, ModelInfo, Piece
+
+R = TypeVar("R")
+Errors = Literal["raise", "return"]
+PoolingName = Literal["mean", "cls", "last", "max"]
+
+
+@dataclass(frozen=True)
+class Call(Generic[R]):
+    """One request with one answer."""
+
+    method: Callable[[Any], Any]
+    """The method, of a channel's `Stubs`."""
+    request: Any
+    read: Callable[[Any], R]
+    """The answer, as the caller sees it."""
+
+
+class ListCall:
+    """A call on a list: cut into requests that the server takes, and their results in the order of the list."""
+
+    def __init__(
+        self,
+        method: str,
+        batches: list[list[Any]],
+        request: Callable[[list[Any]], Any],
+        read: Callable[[Any], list[Any]],
+        *,
+        single: bool,
+        errors: Errors = "raise",
+        stream: str | None = None,
+        join: Callable[[list[Any]], Any] = list,
+    ) -> None:
+        """Makes a request of each batch.
+
+        Args:
+            method: for one request.
+            batches: the items; one item alone where `single`.
+            request: the message for one batch.
+            read: the results in an answer, a google.rpc.Status for an item that was refused.
+            single: whether one item was passed, and no list.
+            errors: whether an item's error is raised or returned.
+            stream: the method for several requests, where there is one.
+            join: what makes the list of results the caller's.
+        """
+        if errors not in ("raise", "return"):
+            raise ValueError(f'errors must be "raise" or "return", got {errors!r}')
+        self.streamed = stream is not None and len(batches) > 1
+        self.method: Callable[[Any], Any] = attrgetter(stream if stream and self.streamed else method)
+        self.requests = [request(batch) for batch in batches]
+        self._sizes = iter([len(batch) for batch in batches])
+        self._read = read
+        self._single = single
+        self._raises = errors == "raise"
+        self._join = join
+        self._results: list[Any] = []
+
+    def add(self, response: Any) -> None:
+        """Takes the answer to the next request. Raises the error of an item, unless errors are to be returned."""
+        start, size = len(self._results), next(self._sizes)
+        if isinstance(response, EmbedStreamResponse):
+            if response.HasField("error"):
+                raise from_status(response.error, offset=start)
+            response = response.response
+        items = self._read(response)
+        if len(items) != size:
+            raise Internal(f"the server answered {len(items)} of {size} items")
+        self._results += [
+            self._refused(item, start, index) if isinstance(item, Status) else item
+            for index, item in enumerate(items, start)
+        ]
+
+    def result(self) -> Any:
+        """One result where one item was passed, else all of them."""
+        return self._results[0] if self._single else self._join(self._results)
+
+    def _refused(self, status: Status, offset: int, index: int) -> Exception:
+        error = from_status(status, offset=offset)
+        error.index = None if self._single else index
+        if self._raises:
+            raise error
+        return error
+
+
+def models() -> Call[list[ModelInfo]]:
+    """Every model of the server."""
+    return Call(
+        attrgetter("models.List"),
+        ListModelsRequest(),
+        lambda response: [responses.model_info(model) for model in response.models],
+    )
+
+
+def health(model: str | None) -> Call[HealthStatus]:
+    """The server's health, or one model's."""
+    return Call(
+        attrgetter("health.Check"),
+        HealthCheckRequest(service="" if model is None else f"model/{model}"),
+        responses.health,
+    )
+
+
+def embed(
+    inputs: Prompt | Iterable[Prompt],
+    *,
+    model: str | None,
+    pooling: PoolingName | None,
+    normalize: bool | None,
+    truncate: bool | None,
+    errors: Errors,
+) -> ListCall:
+    """Vectors of text or token ids."""
+    values, single = requests.listed(inputs, "inputs")
+    items = [requests.text_input(value, f"inputs[{index}]") for index, value in enumerate(values)]
+    with requests.naming("pooling"):
+        kind: Any = None if pooling is None else Pooling.Value(f"POOLING_{pooling.upper()}")
+    return ListCall(
+        "embedding.Embed",
+        [*requests.batches(items)],
+        lambda batch: EmbedRequest(model=model, inputs=batch, pooling=kind, normalize=normalize, truncate=truncate),
+        responses.embeddings,
+        single=single,
+        errors=errors,
+        stream="embedding.EmbedStream",
+        join=np.stack if errors == "raise" else list,
+    )
+
+
+def tokenize(texts: str | Iterable[str], *, model: str | None, add_special_tokens: bool | None) -> ListCall:
+    """Tokens of text."""
+    values, single = requests.listed(texts, "texts")
+    items = [requests.text(value, f"texts[{index}]") for index, value in enumerate(values)]
+    return ListCall(
+        "text.Tokenize",
+        [*requests.batches(items)],
+        lambda batch: TokenizeRequest(
+            model=model, texts=[item.text for item in batch], add_special_tokens=add_special_tokens
+        ),
+        responses.tokenized,
+        single=single,
+    )
+
+
+def detokenize(
+    token_ids: Iterable[int] | Iterable[Iterable[int]],
+    *,
+    model: str | None,
+    skip_special_tokens: bool | None,
+) -> ListCall:
+    """Text of tokens."""
+    values, single = requests.listed(token_ids, "sequences")
+    items = [requests.token_ids(value, f"sequences[{index}]") for index, value in enumerate(values)]
+    return ListCall(
+        "text.Detokenize",
+        [*requests.batches(items)],
+        lambda batch: DetokenizeRequest(model=model, sequences=batch, skip_special_tokens=skip_special_tokens),
+        responses.detokenized,
+        single=single,
+    )
+
+
+def generate(
+    prompt: Prompt, *, model: str | None, truncate: bool | None, sampling: Mapping[str, Any]
+) -> Call[Generation]:
+    """A continuation of text or token ids."""
+    request = requests.generate(requests.text_input(prompt, "input"), model, truncate, sampling)
+    return Call(attrgetter("generation.Generate"), request, responses.generation)
+
+
+def chat(
+    messages: Iterable[ChatMessage], *, model: str | None, truncate: bool | None, sampling: Mapping[str, Any]
+) -> Call[Generation]:
+    """The next message of a conversation."""
+    request = requests.generate(requests.chat(messages), model, truncate, sampling)
+    return Call(attrgetter("generation.Generate"), request, responses.generation)
+
+
+def stream(
+    prompt: Prompt | Iterable[ChatMessage], *, model: str | None, truncate: bool | None, sampling: Mapping[str, Any]
+) -> Call[Piece]:
+    """Either, piece by piece: `read` reads one piece."""
+    values: Any = prompt if isinstance(prompt, str | bytes | Mapping) else list(prompt)
+    conversation = isinstance(values, list) and values and isinstance(values[0], Mapping)
+    content = requests.chat(values) if conversation else requests.text_input(values, "input")
+    request = requests.generate(content, model, truncate, sampling)
+    return Call(attrgetter("generation.GenerateStream"), request, responses.piece)

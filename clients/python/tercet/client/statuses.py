@@ -1,0 +1,67 @@
+"""gRPC statuses, of a call or of one item of a list, to the SDK's errors."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+from google.rpc.code_pb2 import Code
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RequestInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from tercet.client.errors import BY_CODE, FieldViolation, TercetError
+
+REQUEST_ID = "x-request-id"
+_DETAILS = "grpc-status-details-bin"
+_ITEM = re.compile(r"\b(inputs|texts|sequences)\[(\d+)\]")
+
+D = TypeVar("D", bound=Message)
+
+
+def from_status(status: Status, *, request_id: str | None = None, offset: int = 0) -> TercetError:
+    """The error that `status` stands for.
+
+    Args:
+        status: with google.rpc's BadRequest, ErrorInfo, RetryInfo and RequestInfo, all optional.
+        request_id: from the call's metadata; RequestInfo's comes before it.
+        offset: where the request's first item stands in the list that the caller passed; `inputs[0]` is then
+            renamed to `inputs[offset]`.
+    """
+
+    def renumbered(text: str) -> str:
+        return _ITEM.sub(lambda found: f"{found[1]}[{int(found[2]) + offset}]", text) if offset else text
+
+    code = Code.Name(status.code) if status.code in Code.values() else "UNKNOWN"
+    violations = _detail(status, BadRequest).field_violations
+    retry = _detail(status, RetryInfo)
+    return BY_CODE.get(code, TercetError)(
+        renumbered(status.message) or code,
+        code=code,
+        violations=[FieldViolation(renumbered(v.field), renumbered(v.description)) for v in violations],
+        reason=_detail(status, ErrorInfo).reason or None,
+        retry_after=retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None,
+        request_id=_detail(status, RequestInfo).request_id or request_id,
+    )
+
+
+def from_rpc_error(error: Any) -> TercetError:
+    """The error that a failed call stands for: a grpc.RpcError, synchronous or not."""
+    metadata: dict[str, Any] = {}
+    for key, value in (*(error.initial_metadata() or ()), *(error.trailing_metadata() or ())):
+        metadata[key] = value
+    status = Status(code=error.code().value[0], message=error.details() or "")
+    try:
+        status.MergeFromString(metadata.get(_DETAILS, b""))
+    except DecodeError:
+        status.ClearField("details")
+    return from_status(status, request_id=metadata.get(REQUEST_ID))
+
+
+def _detail(status: Status, kind: type[D]) -> D:
+    """The first detail of this kind, empty where there is none."""
+    detail = kind()
+    for packed in status.details:
+        if packed.Unpack(detail):
+            break
+    return detail
