@@ -1,9 +1,9 @@
 """Text to tokens and back, and what a checkpoint's files say of both; never imports torch.
 
-    model = load_text_model(Path("checkpoint"))     # a Hugging Face folder or a .gguf file
-    ids = model.tokenizer.encode("Hello").ids
-    decoder = IncrementalDecoder(model.tokenizer, skip_special_tokens=True)
-    pieces = [decoder.push([token_id]) for token_id in ids] + [decoder.finish()]
+model = load_text_model(Path("checkpoint"))     # a Hugging Face folder or a .gguf file
+ids = model.tokenizer.encode("Hello").ids
+decoder = IncrementalDecoder(model.tokenizer, skip_special_tokens=True)
+pieces = [decoder.push([token_id]) for token_id in ids] + [decoder.finish()]
 """
 
 from tercet.server.text.chat import ChatTemplate

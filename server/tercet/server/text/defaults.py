@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from tercet.server.text.fields import Fields, read_json
@@ -56,20 +57,26 @@ class GenerationDefaults:
         return cls(
             do_sample=fields.boolean("do_sample", False),
             temperature=fields.number("temperature", 1.0, 0, 100),
-            top_k=fields.integer("top_k", None, 0) or 0,
+            top_k=fields.integer("top_k", 0, 0),
             top_p=fields.number("top_p", 1.0, 0, 1, above_low=True),
             min_p=fields.number("min_p", 0.0, 0, 1),
             repetition_penalty=fields.number("repetition_penalty", 1.0, 0, 100, above_low=True),
             max_new_tokens=fields.integer("max_new_tokens", None, 1),
-            min_new_tokens=fields.integer("min_new_tokens", None, 0) or 0,
+            min_new_tokens=fields.integer("min_new_tokens", 0, 0),
             max_length=fields.integer("max_length", None, 1),
             eos_ids=fields.token_ids("eos_token_id") or config.token_ids("eos_token_id"),
             decoder_start_ids=_decoder_start(fields, config),
         )
 
+    @classmethod
+    def from_gguf(cls, metadata: Fields) -> GenerationDefaults:
+        """A GGUF file names the tokens that end a sequence or a turn, and no more."""
+        keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+        return cls(eos_ids=tuple(dict.fromkeys(i for key in keys for i in metadata.token_ids(key))))
+
 
 def _decoder_start(fields: Fields, config: Fields) -> tuple[int, ...]:
-    starts_from_padding = config.string("model_type") in _STARTS_FROM_PADDING
+    starts_from_padding = config.string("model_type", "") in _STARTS_FROM_PADDING
     if not config.boolean("is_encoder_decoder", starts_from_padding):
         return ()
     for source in (fields, config):
@@ -89,11 +96,14 @@ class EmbeddingDefaults:
     max_length: int | None = None
     """Tokens, special tokens included; None where the files name no limit."""
     lowercase: bool = False
-    """Whether sentence-transformers lowers the text before the tokenizer."""
+    """Whether sentence-transformers lowers the text before it is tokenized."""
 
     @classmethod
     def from_folder(cls, folder: Path, model_max_length: int | None) -> EmbeddingDefaults:
-        """Raises CheckpointTextError: malformed files, a module or a pooling that there is no support for."""
+        """`model_max_length` is the tokenizer's, for folders that name no other.
+
+        Raises CheckpointTextError: malformed files, a module or a pooling that there is no support for.
+        """
         modules = folder / "modules.json"
         if not modules.is_file():
             return cls(max_length=model_max_length)
@@ -125,12 +135,15 @@ def _modules(file: Path) -> tuple[Pooling, bool]:
         raise Fields(file, {}).error("modules", "must be a list")
     for index, entry in enumerate(modules):
         module = Fields(file, entry if isinstance(entry, dict) else {})
-        kind = (module.string("type") or "").rpartition(".")[2]
+        kind = module.string("type", "").rpartition(".")[2]
         match kind:
             case "Transformer":
                 pass
             case "Pooling":
-                pooling = _pooling(file.parent / (module.string("path") or "") / "config.json")
+                path = PurePosixPath(module.string("path", ""))
+                if path.is_absolute() or ".." in path.parts:
+                    raise module.error(f"[{index}].path", f"must lie in the checkpoint's folder, is {str(path)!r}")
+                pooling = _pooling(file.parent / path / "config.json")
             case "Normalize":
                 normalize = True
             case _:
@@ -140,7 +153,7 @@ def _modules(file: Path) -> tuple[Pooling, bool]:
 
 def _pooling(file: Path) -> Pooling:
     fields = Fields.read(file)
-    name = fields.string("pooling_mode")
+    name = fields.string("pooling_mode", None)
     if name is not None:
         if name not in _POOLING_NAMES:
             raise fields.error("pooling_mode", f"must be one of {', '.join(_POOLING_NAMES)}, is {name!r}")

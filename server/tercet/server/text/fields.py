@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tercet.server.text.errors import CheckpointTextError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+Default = TypeVar("Default")
+Value = TypeVar("Value")
 
 MAX_CONFIG_BYTES = 16 << 20
 MAX_TOKEN_ID = (1 << 31) - 1  # token ids travel as int32
@@ -65,13 +68,20 @@ class Fields:
         """An error about `key` of this file, to raise."""
         return CheckpointTextError(self.file, key, problem)
 
-    def boolean(self, key: str, default: bool) -> bool:
+    def boolean(self, key: str, default: Default) -> bool | Default:
         return self._get(key, bool, "true or false", default)
 
-    def string(self, key: str, default: str | None = None) -> str | None:
+    def string(self, key: str, default: Default) -> str | Default:
         return self._get(key, str, "a string", default)
 
-    def integer(self, key: str, default: int | None, low: int, high: int = MAX_TOKEN_ID) -> int | None:
+    def strings(self, key: str) -> list[str]:
+        """A list of strings that must be there."""
+        value = self.values.get(key)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.error(key, "must be a list of strings" if key in self.values else "missing")
+        return value
+
+    def integer(self, key: str, default: Default, low: int, high: int = MAX_TOKEN_ID) -> int | Default:
         """An integer in [low, high]."""
         value = self.values.get(key)
         if value is None:
@@ -87,7 +97,9 @@ class Fields:
             return default
         fits = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
         if not fits or not low <= value <= high or (above_low and value == low):
-            raise self.error(key, f"must be a number {'above' if above_low else 'from'} {low} to {high}, is {_show(value)}")
+            raise self.error(
+                key, f"must be a number {'above' if above_low else 'from'} {low} to {high}, is {_show(value)}"
+            )
         return float(value)
 
     def token_ids(self, key: str) -> tuple[int, ...]:
@@ -100,7 +112,7 @@ class Fields:
             raise self.error(key, f"must be a token id or a list of them, is {_show(value)}")
         return tuple(ids)
 
-    def _get(self, key: str, kind: type, words: str, default: Any) -> Any:
+    def _get(self, key: str, kind: type[Value], words: str, default: Default) -> Value | Default:
         value = self.values.get(key)
         if value is None:
             return default

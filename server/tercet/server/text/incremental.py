@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import codecs
+from typing import TYPE_CHECKING, Protocol
+
+from tercet.server.text.stop import open_match
+from tercet.server.text.tokenizer import CLEAN_UP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -11,13 +15,104 @@ if TYPE_CHECKING:
 
 
 class IncrementalDecoder:
-    """Decodes one stream of token ids: the pieces joined are `tokenizer.decode` of all ids."""
+    """Decodes one stream of token ids: the pieces joined are `tokenizer.decode` of all the ids.
+
+    A piece never ends inside a character: bytes of an incomplete one are held back until it is complete or known to be
+    broken. The work is constant per token, whatever the length of the stream.
+    """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
-        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self._tokenizer = tokenizer
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+        byte_level = tokenizer.decoder_kinds == ("ByteLevel",)
+        self._text: _Assembler = _Bytes(tokenizer) if byte_level else _Window(tokenizer)
+        self._clean_up = [_Replacement(old, new) for old, new in CLEAN_UP] if tokenizer.clean_up else []
 
     def push(self, ids: Sequence[int]) -> str:
-        raise NotImplementedError
+        """Takes the next ids; returns the text that they make certain, which may be empty."""
+        token_of = self._tokenizer.backend.id_to_token
+        text = self._text.push([i for i in ids if i not in self._skipped and token_of(i) is not None])
+        for replacement in self._clean_up:
+            text = replacement.push(text)
+        return text
 
     def finish(self) -> str:
-        raise NotImplementedError
+        """The text still held back, once no more ids come; an incomplete character is U+FFFD."""
+        text = self._text.finish()
+        for replacement in self._clean_up:
+            text = replacement.push(text) + replacement.finish()
+        return text
+
+
+class _Assembler(Protocol):
+    """Ids that all belong to the text, to text."""
+
+    def push(self, ids: list[int]) -> str: ...
+
+    def finish(self) -> str: ...
+
+
+class _Bytes:
+    """For byte-level vocabularies: tokens are bytes, and their sequence is UTF-8 with its errors replaced."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._bytes_of = tokenizer.token_bytes
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids: list[int]) -> str:
+        return self._utf8.decode(b"".join(map(self._bytes_of, ids)))
+
+    def finish(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+class _Window:
+    """For every other vocabulary: a token's text depends on its place (the first one loses its space, "##" joins), so
+    it is what the token adds to the text of the tokens just before it.
+
+    With byte fallback a run of byte tokens is one unit: if any of it is not UTF-8 then all of it becomes U+FFFD, so the
+    run is held back until it ends.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._decode = tokenizer.backend.decode
+        self._byte_ids = tokenizer.byte_ids
+        self._context: list[int] = []  # the last token that added text, and the last token
+        self._context_text = ""
+        self._held: list[int] = []
+
+    def push(self, ids: list[int]) -> str:
+        pieces: list[str] = []
+        for token_id in ids:
+            self._held.append(token_id)
+            if token_id not in self._byte_ids:
+                pieces.append(self.finish())
+        return "".join(pieces)
+
+    def finish(self) -> str:
+        if not self._held:
+            return ""
+        text = self._decode(self._context + self._held, skip_special_tokens=False)
+        added = text[len(self._context_text) :]
+        self._context = [*([] if added else self._context[:1]), self._held[-1]]
+        self._context_text = self._decode(self._context, skip_special_tokens=False)
+        self._held = []
+        return added
+
+
+class _Replacement:
+    """`str.replace` over a text that comes in pieces."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self._old, self._new = old, new
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        *done, rest = (self._held + text).split(self._old)
+        certain = open_match(rest, (self._old,))
+        self._held = rest[certain:]
+        return self._new.join([*done, rest[:certain]])
+
+    def finish(self) -> str:
+        held, self._held = self._held, ""
+        return held

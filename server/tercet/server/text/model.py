@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tercet.server.text.errors import ChatTemplateError
+from tercet.server.text.chat import ChatTemplate, folder_template
+from tercet.server.text.defaults import EmbeddingDefaults, GenerationDefaults
+from tercet.server.text.errors import ChatTemplateError, CheckpointTextError
+from tercet.server.text.fields import MAX_TOKEN_ID, Fields
+from tercet.server.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    from tercet.server.text.chat import ChatTemplate
-    from tercet.server.text.defaults import EmbeddingDefaults, GenerationDefaults
-    from tercet.server.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -37,4 +37,47 @@ class TextModel:
 
 def load_text_model(source: Path) -> TextModel:
     """Reads a Hugging Face folder or a .gguf file. Raises CheckpointTextError, which names the file and the key."""
-    raise NotImplementedError
+    if source.is_dir():
+        return _load_folder(source)
+    if source.suffix == ".gguf":
+        return _load_gguf(source)
+    problem = "is neither a Hugging Face folder nor a .gguf file" if source.exists() else "does not exist"
+    raise CheckpointTextError(source, None, problem)
+
+
+def _load_folder(folder: Path) -> TextModel:
+    from tercet.server.text.builders import lowercase_first
+    from tercet.server.text.folder import folder_tokenizer
+
+    config = Fields.read(folder / "tokenizer_config.json")
+    embedding = EmbeddingDefaults.from_folder(folder, _model_max_length(config))
+    backend, special_tokens = folder_tokenizer(folder, config)
+    if embedding.lowercase:
+        lowercase_first(backend)
+    return TextModel(
+        tokenizer=Tokenizer(backend, clean_up=config.boolean("clean_up_tokenization_spaces", False)),
+        chat_template=folder_template(folder, config, special_tokens),
+        generation=GenerationDefaults.from_folder(folder),
+        embedding=embedding,
+    )
+
+
+def _load_gguf(file: Path) -> TextModel:
+    from tercet.server.text.gguf import gguf_tokenizer, read_metadata
+
+    metadata = read_metadata(file)
+    backend, special_tokens = gguf_tokenizer(metadata)
+    key = "tokenizer.chat_template"
+    template = metadata.string(key, None)
+    return TextModel(
+        tokenizer=Tokenizer(backend),
+        chat_template=None if template is None else ChatTemplate(template, special_tokens, file=file, key=key),
+        generation=GenerationDefaults.from_gguf(metadata),
+        embedding=EmbeddingDefaults(),
+    )
+
+
+def _model_max_length(config: Fields) -> int | None:
+    key = "model_max_length"  # transformers writes 1e30 where there is no limit
+    value = config.values.get(key)
+    return None if isinstance(value, int | float) and value > MAX_TOKEN_ID else config.integer(key, None, 1)

@@ -8,6 +8,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+def open_match(text: str, patterns: Sequence[str]) -> int:
+    """Where a match of one of `patterns` begins in `text` that only text to come can complete; else the end of `text`."""
+    longest = max(map(len, patterns), default=0)
+    for start in range(max(0, len(text) - longest + 1), len(text)):
+        rest = text[start:]
+        if any(pattern.startswith(rest) for pattern in patterns):
+            return start
+    return len(text)
+
+
 class StopMatcher:
     """Passes text through until one of `stop` occurs in it, wherever the pieces are cut.
 
@@ -20,7 +30,6 @@ class StopMatcher:
         if not all(stop):
             raise ValueError("stop strings must not be empty")
         self._stop = tuple(dict.fromkeys(stop))
-        self._longest = max(map(len, self._stop), default=0)
         self._held = ""
         self._stopped = False
 
@@ -33,10 +42,7 @@ class StopMatcher:
         if found:
             self._held, self._stopped = "", True
             return text[: min(found)[1]], True
-        certain = next(
-            (at for at in range(max(0, len(text) - self._longest + 1), len(text)) if self._may_begin_at(text, at)),
-            len(text),
-        )
+        certain = open_match(text, self._stop)
         self._held = text[certain:]
         return text[:certain], False
 
@@ -44,7 +50,3 @@ class StopMatcher:
         """The text still held back, once no more can come."""
         held, self._held = self._held, ""
         return held
-
-    def _may_begin_at(self, text: str, at: int) -> bool:
-        rest = text[at:]
-        return any(stop.startswith(rest) for stop in self._stop)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from tercet.server.text.byte_level import unspell
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -56,10 +58,16 @@ class Encoded:
             raise ValueError(f"{self.added_before + self.added_after} special tokens don't fit into {max_length}")
         if len(self) <= max_length:
             return self
-        kept = slice(0, cut_from), slice(len(self) - self.added_after, None)
-        columns = (self.ids, self.type_ids, self.tokens, self.starts, self.ends)
-        ids, type_ids, tokens, starts, ends = (column[kept[0]] + column[kept[1]] for column in columns)
-        return Encoded(ids, type_ids, tokens, starts, ends, self.added_before, self.added_after)
+        kept = [*range(cut_from), *range(len(self) - self.added_after, len(self))]
+        return Encoded(
+            [self.ids[i] for i in kept],
+            [self.type_ids[i] for i in kept],
+            [self.tokens[i] for i in kept],
+            [self.starts[i] for i in kept],
+            [self.ends[i] for i in kept],
+            self.added_before,
+            self.added_after,
+        )
 
 
 class Tokenizer:
@@ -73,19 +81,34 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
+        self._token_bytes: dict[int, bytes] = {}
         # transformers ignores the wish for BPE, whose spaces are the text's own
         self.clean_up = clean_up and type(backend.model).__name__ != "BPE"
 
     @cached_property
     def vocab_size(self) -> int:
         """Token ids are below this, those of added tokens included."""
-        added = self.backend.get_added_tokens_decoder()
-        return max(self.backend.get_vocab_size(with_added_tokens=True), max(added, default=-1) + 1)
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """The ids that `decode` leaves out with `skip_special_tokens`."""
         return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """The ids of the tokens <0x00> to <0xFF>, where the decoder joins these to characters; else none."""
+        if "ByteFallback" not in self.decoder_kinds:
+            return frozenset()
+        ids = (self.backend.token_to_id(f"<0x{byte:02{case}}>") for byte in range(0x100) for case in "Xx")
+        return frozenset(i for i in ids if i is not None)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a byte-level token stands for."""
+        data = self._token_bytes.get(token_id)
+        if data is None:
+            data = self._token_bytes[token_id] = unspell(self.backend.id_to_token(token_id) or "")
+        return data
 
     @cached_property
     def decoder_kinds(self) -> tuple[str, ...]:
