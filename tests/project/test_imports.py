@@ -40,7 +40,7 @@ RULES = {
         "config logs metrics protos supervisor text wire", "grpc grpc_status grpc_health grpc_reflection google numpy"
     ),
     "cli": rule("config logs metrics service supervisor text wire", "typer rich"),
-    "client": rule("protos", "grpc grpc_status google numpy typer"),
+    "client": rule("protos", "grpc grpc_status grpc_health google numpy typer"),
 }
 FRONT_END = sorted(RULES.keys() - {"kernels", "models", "engine", "client"})
 TENSOR_LIBRARIES = ("torch", "triton", "transformers")
