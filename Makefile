@@ -55,9 +55,10 @@ table: install
 	$(BIN)/python -m tercet.kernels.compile --check
 
 deployment: install
-	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
-	@if command -v promtool >/dev/null; then cd deploy/prometheus && promtool check config prometheus.yml \
-	  && promtool test rules alerts_test.yml; \
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/docker-compose.gpu.yml
+	$(BIN)/hadolint deploy/Dockerfile
+	@if command -v promtool >/dev/null; then \
+	  cd deploy/prometheus && promtool check config prometheus.yml && promtool test rules alerts_test.yml; \
 	else echo 'promtool is not installed: the Prometheus files were NOT checked (apt-get install prometheus)'; fi
 
 protos: install ## regenerate the stubs, add new fields to the lock
