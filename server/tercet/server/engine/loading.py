@@ -12,13 +12,14 @@ from tercet.kernels import dispatch
 from tercet.server.engine.engine import Engine
 from tercet.server.engine.memory import activation_bytes, count_pages
 from tercet.server.engine.runner import Runner
-from tercet.server.engine.validation import Limits
+from tercet.server.engine.validation import limits_of
 from tercet.server.models import load_model
 from tercet.server.wire import Embed, Generate, Loading, ModelInfo, Rejected, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tercet.server.engine.validation import Limits
     from tercet.server.models import Model
     from tercet.server.wire import EngineSettings
 
@@ -60,7 +61,7 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
     report(_loading(settings, "pages", 1, 1))
 
     padded = settings.layout == "padded"  # packed wastes nothing, so it is what "auto" means
-    limits = engine_limits(model, settings, pages)
+    limits = limits_of(model, settings, pages)
     engine = Engine(Runner(model, cache, padded=padded), limits, settings, padded=padded)
     warm_up(engine, limits, lambda done, total: report(_loading(settings, "warm-up", done, total)))
 
@@ -79,19 +80,6 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
         memory=model.weight_bytes + (pages * model.cache_bytes_per_page(settings.page_size) if pages else 0),
     )
     return engine, info
-
-
-def engine_limits(model: Model, settings: EngineSettings, pages: int) -> Limits:
-    """What the engine can take. An encoder reads a sequence in one batch, so that a batch bounds its length."""
-    whole = model.max_length if model.family == "decoder" else min(model.max_length, settings.max_batch_tokens)
-    return Limits(
-        family=model.family,
-        vocab_size=model.vocab_size,
-        token_types=model.spec.encoder.token_types if model.spec.encoder else 0,
-        max_length=whole,
-        pages=pages,
-        page_size=settings.page_size,
-    )
 
 
 def warm_up(engine: Engine, limits: Limits, progress: Callable[[int, int], None]) -> None:

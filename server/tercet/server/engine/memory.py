@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from tercet.server.models import Model
     from tercet.server.wire import EngineSettings
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 FLOAT_BYTES = 4
 HIDDEN_BUFFERS = (
     8  # hidden-sized tensors alive at once in a layer: residual, norm, q, k, v, attention and its projection
@@ -48,22 +48,22 @@ def count_pages(model: Model, settings: EngineSettings, activations: int) -> int
     """
     left = settings.memory - model.weight_bytes - activations
     held = (
-        f"the model's share of memory is {_gib(settings.memory)}; "
-        f"its weights take {_gib(model.weight_bytes)} and a batch {_gib(activations)}"
+        f"{settings.name}: its share of memory is {_size(settings.memory)}, "
+        f"its weights take {_size(model.weight_bytes)} and a batch {_size(activations)}"
     )
     if left < 0:
-        raise TooLargeError(f"{settings.name}: {held}; raise --memory or lower --max-batch-tokens")
+        raise TooLargeError(f"{held}; raise --memory or lower --max-batch-tokens")
     if model.family == "encoder":
         return 0
     sequence = longest_sequence_pages(model, settings.page_size)
     fit = left // model.cache_bytes_per_page(settings.page_size)
     if fit < sequence:
         raise TooLargeError(
-            f"{settings.name}: {held}, which leaves {fit} pages of {settings.page_size} tokens; one sequence of "
+            f"{held}, which leaves {fit} pages of {settings.page_size} tokens; one sequence of "
             f"{model.max_length} tokens needs {sequence}; lower --max-length or raise --memory"
         )
     return min(fit, settings.max_rows * sequence)
 
 
-def _gib(count: int) -> str:
-    return f"{count / GIB:.2f} GiB"
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"

@@ -14,7 +14,8 @@ from tercet.server.wire import Embed, Generate
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tercet.server.wire import Family
+    from tercet.server.models import Model
+    from tercet.server.wire import EngineSettings, Family
 
 SEED_LIMIT = 1 << 64
 MAX_SAMPLES = 1 << 16
@@ -94,6 +95,19 @@ class Limits:
         return Refusal(
             "pages", f"a sequence of it may need {needed} pages of {self.page_size} tokens, there are {self.pages}"
         )
+
+
+def limits_of(model: Model, settings: EngineSettings, pages: int) -> Limits:
+    """The limits of a model with so many pages. An encoder reads a sequence in one batch, which bounds its length."""
+    whole = model.max_length if model.family == "decoder" else min(model.max_length, settings.max_batch_tokens)
+    return Limits(
+        family=model.family,
+        vocab_size=model.vocab_size,
+        token_types=model.spec.encoder.token_types if model.spec.encoder else 0,
+        max_length=whole,
+        pages=pages,
+        page_size=settings.page_size,
+    )
 
 
 def _within(ids: Sequence[int], limit: int) -> bool:

@@ -1,0 +1,43 @@
+"""How many pages an engine gets, and the numbers it refuses with."""
+
+import pytest
+from support.engine import settings
+from support.null_model import NullModel
+from tercet.server.engine.memory import TooLargeError, count_pages
+
+MIB = 1 << 20
+
+
+class Weighty(NullModel):
+    """64 tokens a sequence at most; a page of 4 tokens is 64 KiB."""
+
+    def cache_bytes_per_page(self, page_size):
+        return page_size << 14
+
+
+@pytest.mark.parametrize(
+    ("family", "memory", "pages"),
+    [
+        ("decoder", 5 * MIB, 16),  # exactly one sequence
+        ("decoder", 5 * MIB + 70_000, 17),
+        ("decoder", 500 * MIB, 8 * 16),  # as many as all rows can fill
+        ("seq2seq", 500 * MIB, 8 * 32),
+        ("encoder", 4 * MIB, 0),
+    ],
+)
+def test_pages_fill_what_is_left(family, memory, pages):
+    assert count_pages(Weighty(family, weight_bytes=3 * MIB), settings(memory=memory), activations=MIB) == pages
+
+
+@pytest.mark.parametrize(
+    ("family", "memory", "words"),
+    [
+        ("decoder", 4 * MIB, "leaves 0 pages of 4 tokens; one sequence of 64 tokens needs 16"),
+        ("decoder", 5 * MIB - 1, "leaves 15 pages of 4 tokens; one sequence of 64 tokens needs 16"),
+        ("seq2seq", 6 * MIB - 1, "leaves 31 pages of 4 tokens; one sequence of 64 tokens needs 32"),
+        ("encoder", 3 * MIB, "tiny: its share of memory is 3.0 MiB, its weights take 3.0 MiB and a batch 1.0 MiB"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_numbers(family, memory, words):
+    with pytest.raises(TooLargeError, match=words):
+        count_pages(Weighty(family, weight_bytes=3 * MIB), settings(memory=memory), activations=MIB)

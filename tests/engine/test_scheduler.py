@@ -1,0 +1,178 @@
+"""The scheduler alone, driven through random loads: budgets hold, none starves, little is padded, no page is lost."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tercet.server.engine.pages import PagePool
+from tercet.server.engine.scheduler import Scheduler
+from tercet.server.engine.sequence import embedding_request, generation_request
+from tercet.server.wire import Embed, Generate, Sampling
+
+PAGE_SIZE = 4
+LONGEST = 40
+
+
+def make(family, arrival, prompt, new_tokens, samples):
+    sampling = Sampling(max_new_tokens=new_tokens)
+    start = [0] if family == "seq2seq" else []
+    message = Generate(id=arrival, token_ids=[1] * prompt, decoder_ids=start, sampling=sampling, n=samples)
+    return generation_request(message, arrival, family, LONGEST)
+
+
+def embed(arrival, length):
+    return embedding_request(Embed(id=arrival, token_ids=[1] * length, pooling="mean", normalize=False), arrival)
+
+
+def storage(lengths, padded):
+    return len(lengths) * max(lengths, default=0) if padded else sum(lengths)
+
+
+def perform(scheduler, plan):
+    """Does to the sequences what the engine does when a step has gone well; returns those that ended."""
+    ended = []
+    for sequence in plan.encode:
+        sequence.request.encoded = True
+        if sequence.request.pooling:
+            ended.append(sequence)
+    for sequence, length in plan.decode:
+        complete = length == sequence.remaining
+        sequence.computed += length
+        sequence.read = max(sequence.read, sequence.computed)
+        if complete and sequence.accept(2):
+            ended.append(sequence)
+    for sequence in ended:
+        scheduler.remove(sequence)
+    return ended
+
+
+requests = st.lists(
+    st.tuples(st.integers(1, 30), st.integers(1, 12), st.sampled_from([1, 1, 1, 3]), st.integers(0, 6)),
+    min_size=1, max_size=25,
+)  # fmt: skip
+
+
+@settings(max_examples=150)
+@given(
+    family=st.sampled_from(["encoder", "decoder", "seq2seq"]),
+    load=requests,
+    padded=st.booleans(),
+    max_rows=st.integers(1, 6),
+    pages=st.integers(12, 40),
+    cancelled=st.sets(st.integers(0, 24), max_size=5),
+)
+def test_any_load_is_served_within_its_limits(family, load, padded, max_rows, pages, cancelled):
+    """`load` is prompt length, new tokens, samples and the step each request arrives in."""
+    pool = PagePool(pages)
+    scheduler = Scheduler(pool, page_size=PAGE_SIZE, max_batch_tokens=32, max_rows=max_rows, padded=padded)
+    coming = sorted(enumerate(load), key=lambda item: item[1][3])
+    alive, steps = [], 0
+    while coming or scheduler.waiting or scheduler.running:
+        while coming and coming[0][1][3] <= steps:
+            arrival, (prompt, new_tokens, samples, _) = coming.pop(0)
+            encoder = family == "encoder"
+            request = embed(arrival, prompt) if encoder else make(family, arrival, prompt, new_tokens, samples)
+            alive += request.sequences
+            scheduler.add(request)
+        for sequence in [s for s in alive if s.request.arrival in cancelled and steps == 4]:
+            scheduler.remove(sequence)
+        plan = scheduler.schedule()
+        assert bool(plan.encode or plan.decode) == bool(scheduler.waiting or scheduler.running)
+        check(scheduler, plan, pool, max_rows, padded)
+        perform(scheduler, plan)
+        steps += 1
+        assert steps < 3000
+    assert pool.used == 0
+    assert all(sequence.state == "finished" for sequence in alive)
+
+
+def check(scheduler, plan, pool, max_rows, padded):
+    """What holds after every decision."""
+    for lengths in ([len(s.request.source) for s in plan.encode], [chunk.length for chunk in plan.decode]):
+        assert len(lengths) <= max_rows
+        assert storage(lengths, padded) <= 32
+        assert all(length > 0 for length in lengths)
+    held = [page for sequence in scheduler.running for page in sequence.pages]
+    held += [page for request in {s.request for s in scheduler.running} for page in request.cross_pages]
+    assert pool.used == len(set(held))
+    for sequence, length in plan.decode:
+        assert len(sequence.pages) * PAGE_SIZE >= sequence.computed + length
+        # Where this batch writes, nobody else reads.
+        written = set(sequence.pages[sequence.computed // PAGE_SIZE :])
+        assert all(held.count(page) == 1 for page in written)
+    assert not any(sequence.pages for sequence in scheduler.waiting)
+    if scheduler.running:
+        oldest = scheduler.running[0]
+        assert any(oldest is sequence for sequence in [*plan.encode, *(chunk.sequence for chunk in plan.decode)])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_oldest_source_is_in_the_next_batch(padded):
+    """A stream of short ones never keeps a long one waiting."""
+    scheduler = Scheduler(PagePool(0), page_size=1, max_batch_tokens=64, max_rows=8, padded=padded)
+    scheduler.add(embed(0, 60))
+    for arrival in range(1, 40):
+        scheduler.add(embed(arrival, 3))
+    while scheduler.waiting:
+        oldest = scheduler.waiting[0]
+        plan = scheduler.schedule()
+        assert plan.encode[0] is oldest
+        perform(scheduler, plan)
+
+
+def test_batches_of_sorted_rows_are_well_filled():
+    """Log-normal lengths, padded: at least nine tokens of ten are real; in arrival order, hardly half are."""
+    rng = random.Random(0)
+    lengths = [max(4, min(250, round(rng.lognormvariate(3.7, 0.8)))) for _ in range(1000)]
+    scheduler = Scheduler(PagePool(0), page_size=1, max_batch_tokens=2048, max_rows=32, padded=True)
+    for arrival, length in enumerate(lengths):
+        scheduler.add(embed(arrival, length))
+    stored = 0
+    while scheduler.waiting:
+        plan = scheduler.schedule()
+        stored += storage([len(s.request.source) for s in plan.encode], padded=True)
+        perform(scheduler, plan)
+    assert sum(lengths) / stored > 0.9
+    unsorted = sum(storage(lengths[first : first + 32], padded=True) for first in range(0, 1000, 32))
+    assert sum(lengths) / unsorted < 0.5
+
+
+def test_decoding_goes_before_prompts():
+    scheduler = Scheduler(PagePool(64), page_size=PAGE_SIZE, max_batch_tokens=8, max_rows=4)
+    scheduler.add(make("decoder", 0, 20, 4, 1))
+    scheduler.add(make("decoder", 1, 2, 4, 1))
+    lengths = []
+    while scheduler.waiting or scheduler.running:
+        plan = scheduler.schedule()
+        lengths.append([(sequence.request.arrival, length) for sequence, length in plan.decode])
+        perform(scheduler, plan)
+    assert lengths[:4] == [[(0, 8)], [(0, 8)], [(0, 4), (1, 2)], [(0, 1), (1, 1)]]
+
+
+def test_the_youngest_gives_up_its_pages():
+    pool = PagePool(6)
+    scheduler = Scheduler(pool, page_size=PAGE_SIZE, max_batch_tokens=32, max_rows=4)
+    first, second = make("decoder", 0, 7, 12, 1), make("decoder", 1, 7, 12, 1)
+    ended = []
+    scheduler.add(first)
+    scheduler.add(second)
+    while scheduler.waiting or scheduler.running:
+        plan = scheduler.schedule()
+        ended += perform(scheduler, plan)
+    assert [sequence.request for sequence in ended] == [first, second]
+    assert scheduler.preemptions == 1
+    assert pool.used == 0
+
+
+def test_a_finished_sequence_is_removed_once():
+    pool = PagePool(6)
+    scheduler = Scheduler(pool, page_size=PAGE_SIZE, max_batch_tokens=32, max_rows=4)
+    request = make("decoder", 0, 5, 5, 1)
+    (sequence,) = request.sequences
+    scheduler.add(request)
+    scheduler.schedule()
+    scheduler.remove(sequence)
+    scheduler.remove(sequence)
+    assert (pool.used, scheduler.running, scheduler.waiting) == (0, [], [])

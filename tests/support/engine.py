@@ -1,0 +1,96 @@
+"""Engines in this process: settings, and what came of the messages they were given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from support.null_model import NullModel
+from tercet.server.engine.engine import Engine
+from tercet.server.engine.runner import Runner
+from tercet.server.engine.validation import limits_of
+from tercet.server.wire import Embedding, EngineSettings, Generate, Rejected, Sampling, StepResult, Tokens
+
+
+def settings(**changes):
+    """Settings of a small engine on the CPU."""
+    base = {
+        "name": "tiny", "source": "", "incarnation": 7, "device": "cpu", "dtype": "float32", "kernels": "cpu",
+        "layout": "packed", "memory": 1 << 30, "threads": 1, "max_length": None, "max_rows": 8, "max_batch_tokens": 64,
+        "page_size": 4,
+    }  # fmt: skip
+    return EngineSettings(**base | changes)
+
+
+def engine_of(model, *, pages=64, **changes):
+    """An engine around a model, with a cache of `pages`."""
+    chosen = settings(**changes)
+    if model.family == "encoder":
+        pages = 0
+    cache = model.new_cache(pages, chosen.page_size) if pages else None
+    padded = chosen.layout == "padded"
+    return Engine(Runner(model, cache, padded=padded), limits_of(model, chosen, pages), chosen, padded=padded)
+
+
+def null_engine(family="decoder", *, max_length=64, heavy=None, **changes):
+    """An engine around a null model; both are returned."""
+    model = NullModel(family, max_length=max_length, heavy=heavy)
+    return engine_of(model, **changes), model
+
+
+def generate(key, ids, new_tokens, *, n=1, decoder_ids=(), eos_ids=(), stop_ids=(), deadline=None, **sampling):
+    """A `Generate`, greedy unless told otherwise."""
+    return Generate(
+        id=key, token_ids=list(ids), decoder_ids=list(decoder_ids), n=n, eos_ids=list(eos_ids), stop_ids=list(stop_ids),
+        deadline=deadline, sampling=Sampling(max_new_tokens=new_tokens, **sampling),
+    )  # fmt: skip
+
+
+@dataclass
+class Answers:
+    """What an engine said, put together from its steps."""
+
+    tokens: dict = field(default_factory=dict)
+    """(id, sample) -> token ids."""
+    reasons: dict = field(default_factory=dict)
+    """(id, sample) -> finish reason."""
+    vectors: dict = field(default_factory=dict)
+    rejected: dict = field(default_factory=dict)
+    """id -> reason."""
+    steps: list[StepResult] = field(default_factory=list)
+
+    def add(self, step):
+        """Takes in a step's result."""
+        self.steps.append(step)
+        for output in step.outputs:
+            match output:
+                case Tokens(id=key, sample=sample):
+                    if (key, sample) in self.reasons:
+                        raise AssertionError("tokens after the finish reason")
+                    self.tokens.setdefault((key, sample), []).extend(output.token_ids)
+                    if output.finish_reason:
+                        self.reasons[key, sample] = output.finish_reason
+                case Embedding(id=key):
+                    self.vectors[key] = output.data
+                case Rejected(id=key):
+                    self.rejected[key] = output.reason
+
+    @property
+    def stats(self):
+        """Of every forward pass."""
+        return [stats for step in self.steps for stats in step.stats]
+
+    def total(self, name):
+        """The sum of one number of the statistics."""
+        return sum(getattr(stats, name) for stats in self.stats)
+
+
+def run(engine, *messages, limit=2000):
+    """Submits messages and steps until all is said."""
+    for message in messages:
+        engine.submit(message)
+    answers = Answers()
+    while engine.busy:
+        answers.add(engine.step())
+        if len(answers.steps) > limit:
+            raise AssertionError(f"not done after {limit} steps")
+    return answers

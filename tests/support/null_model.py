@@ -1,0 +1,129 @@
+"""A model without weights for the tests of the engine: its next token is a hash of what it finds in the cache.
+
+Every token a row attends to is read back through the row's page table, so that a page too few, a page freed too early
+or one written by a stranger changes the output. `continuation` computes what must come out, without batches or pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+
+from tercet.server.models import KVCache
+
+VOCAB_SIZE = 101
+POISON = 66  # a token that makes every batch fail which contains it
+_MODULUS = 1_000_003
+_HEAVY_MESSAGE = "DefaultCPUAllocator: can't allocate memory"
+
+
+def _hash(tokens, start=17):
+    for token in tokens:
+        start = (start * 31 + int(token) + 1) % _MODULUS
+    return start
+
+
+def scores(state):
+    """float32 [VOCAB_SIZE]: the logits of a hash, all different; the poison is never chosen."""
+    logits = [(state * (2 * token + 1) + 7 * token) % 997 / 100 + token * 1e-5 for token in range(VOCAB_SIZE)]
+    logits[POISON] = -1e9
+    return torch.tensor(logits)
+
+
+def continuation(prompt, new_tokens, source=(), eos_ids=()):
+    """The greedy tokens after `prompt`."""
+    tokens = list(prompt)
+    for _ in range(new_tokens):
+        tokens.append(int(scores(_hash(tokens, _hash(source))).argmax()))
+        if tokens[-1] in eos_ids:
+            break
+    return tokens[len(prompt) :]
+
+
+@dataclass
+class NullModel:
+    """As much of `tercet.server.models.Model` as the engine uses."""
+
+    family: str = "decoder"
+    max_length: int = 64
+    heavy: int | None = None
+    """Rows of a batch from which memory runs out."""
+    batches: list = field(default_factory=list)
+    """Every batch seen."""
+    architecture: str = "null"
+    vocab_size: int = VOCAB_SIZE
+    hidden_size: int = 1
+    parameters: int = 0
+    weight_bytes: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def spec(self):
+        stack = SimpleNamespace(
+            hidden_size=1,
+            heads=1,
+            head_dim=1,
+            intermediate_size=1,
+            gated=False,
+            token_types=2 * (self.family == "encoder"),
+        )
+        return SimpleNamespace(encoder=stack, stacks={"encoder": stack})
+
+    def new_cache(self, pages, page_size):
+        return KVCache(*torch.full((2, 1, pages, page_size, 1, 1), -1, dtype=torch.float64), page_size)
+
+    def cache_bytes_per_page(self, page_size):
+        return 16 * page_size
+
+    def encode(self, batch):
+        self._check(batch)
+        types = batch.type_ids if batch.type_ids is not None else torch.zeros_like(batch.token_ids)
+        return (batch.token_ids + 1000 * batch.positions + 0.5 * types).float()[:, None]
+
+    def write_cross(self, encoded, slots, cache):
+        _write(cache.k, slots, encoded[:, 0] % 1000)
+
+    def decode(self, batch, cache):
+        self._check(batch)
+        _write(cache.k, batch.slots, batch.token_ids)
+        hidden = torch.full((batch.rows.tokens, 1), torch.nan, dtype=torch.float64)
+        for row in range(len(batch.rows.length)):
+            start, length = int(batch.rows.start[row]), int(batch.rows.length[row])
+            total = int(batch.kv_length[row])
+            if total > batch.longest_kv or length > batch.rows.longest:
+                raise AssertionError("a bound is too low")
+            first = 17
+            if batch.cross_page_table is not None:
+                first = _hash(_read(cache.k, batch.cross_page_table[row], int(batch.cross_length[row])))
+            tokens = _read(cache.k, batch.page_table[row], total)
+            for index in range(length):
+                end = total - length + index + 1
+                if int(batch.positions[start + index]) != end - 1:
+                    raise AssertionError("a position is wrong")
+                hidden[start + index] = _hash(tokens[:end], first)
+        return hidden
+
+    def logits(self, hidden):
+        return torch.stack([scores(int(state)) for state in hidden[:, 0]])
+
+    def _check(self, batch):
+        self.batches.append(batch)
+        if (batch.token_ids == POISON).any():
+            raise RuntimeError("a poisonous token")
+        if self.heavy is not None and len(batch.rows.length) >= self.heavy:
+            raise RuntimeError(_HEAVY_MESSAGE)
+
+
+def _write(pages, slots, values):
+    kept = slots >= 0
+    pages.view(-1)[slots[kept].long()] = values[kept].to(pages.dtype)
+
+
+def _read(pages, table, length):
+    found = pages[0, table.long(), :, 0, 0].reshape(-1)[:length]
+    if (found < 0).any():
+        raise AssertionError("a page was read that nobody wrote")
+    return found.tolist()
