@@ -1,6 +1,6 @@
 # `make` alone lists the targets. Everything but `gpu` runs in .venv, which the first target that needs it sets up.
 PYTHON ?= python3
-TIER ?= all
+TIER ?=
 BUDGET ?= 480
 
 BIN := .venv/bin
@@ -64,14 +64,13 @@ deployment: install
 protos: install ## regenerate the stubs, add new fields to the lock
 	$(BIN)/python protos/contract.py
 
-bench: install ## measure on this machine's CPU
-	$(BIN)/python -m benchmarks.serving
+bench: install ## measure on this machine's CPU (TIER=kernels, models or serving: that alone)
+	$(BIN)/python -m benchmarks $(TIER)
 
 # From the source tree, with the Python of a GPU machine that has torch, triton and pytest: nothing is installed.
-gpu: ## test and measure the kernels on this machine's GPU (TIER=all BUDGET=480 seconds)
-	@$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: torch finds no GPU on this machine")'
-	PYTHONPATH=$(SOURCE_PATH) $(PYTHON) -m pytest -m gpu tests/kernels
-	PYTHONPATH=$(SOURCE_PATH) $(PYTHON) -m benchmarks.kernels --tier $(TIER) --budget $(BUDGET)
+gpu: ## test and measure on this machine's GPU (TIER=kernels BUDGET=480 seconds)
+	@$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: torch finds no GPU here")'
+	PYTHONPATH=$(SOURCE_PATH) $(PYTHON) -m benchmarks $(or $(TIER),kernels) --budget $(BUDGET)
 
 kernel-table: install ## compile every shipped kernel configuration anew
 	$(BIN)/python -m tercet.kernels.compile
