@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from support.checkpoints import tiny_bert, tiny_llama, tiny_t5
 from support.metrics import samples
 from support.server import running_server

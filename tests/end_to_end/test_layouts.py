@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+
 from support.checkpoints import tiny_bert, tiny_llama, tiny_t5
 from support.metrics import metric
 from support.server import running_server

@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel, AutoTokenizer
+
 from support.metrics import metric
 from support.packaged import minilm
 from support.server import running_server
 from tercet.client import Client
-from transformers import AutoModel, AutoTokenizer
 
 TEXTS = 500
 

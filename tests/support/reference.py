@@ -26,9 +26,9 @@ def follow_greedy(
 ) -> Agreement:
     """Checks that every generated token is the reference's greedy choice, given the tokens before it.
 
-    One forward pass over prompt and generated tokens; by induction over the steps this is equality with greedy generation,
-    with ties (logits within `tolerance` of the largest) allowed and counted. With `decoder_start` the model is seq2seq
-    and `prompt` its source.
+    One forward pass over prompt and generated tokens; by induction over the steps this is equality with greedy
+    generation, with ties (logits within `tolerance` of the largest) allowed and counted. With `decoder_start` the model
+    is seq2seq and `prompt` its source.
     """
     with torch.inference_mode():
         if decoder_start:
