@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "Cancelled",
@@ -62,6 +62,7 @@ class TercetError(Exception):
         code: str | None = None,
         violations: Sequence[FieldViolation] = (),
         reason: str | None = None,
+        metadata: Mapping[str, str] | None = None,
         retry_after: float | None = None,
         request_id: str | None = None,
     ) -> None:
@@ -74,6 +75,8 @@ class TercetError(Exception):
         """The fields at fault, where the server named any."""
         self.reason = reason
         """google.rpc.ErrorInfo's reason, stable where the message is not: "ENGINE_RESTARTED"."""
+        self.metadata = dict(metadata or {})
+        """What belongs to the reason: {"tokens_sent": "12"}."""
         self.retry_after = retry_after
         """Seconds after which the server suggests to try again, None where it suggests nothing."""
         self.request_id = request_id

@@ -34,12 +34,14 @@ def from_status(status: Status, *, request_id: str | None = None, offset: int = 
 
     code = Code.Name(status.code) if status.code in Code.values() else "UNKNOWN"
     violations = _detail(status, BadRequest).field_violations
+    info = _detail(status, ErrorInfo)
     retry = _detail(status, RetryInfo)
     return BY_CODE.get(code, TercetError)(
         renumbered(status.message) or code,
         code=code,
         violations=[FieldViolation(renumbered(v.field), renumbered(v.description)) for v in violations],
-        reason=_detail(status, ErrorInfo).reason or None,
+        reason=info.reason or None,
+        metadata=info.metadata,
         retry_after=retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None,
         request_id=_detail(status, RequestInfo).request_id or request_id,
     )

@@ -1,0 +1,299 @@
+"""The commands of `tercet` that talk to a server."""
+
+import functools
+import inspect
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tercet.client.errors import NotFound, TercetError
+
+if TYPE_CHECKING:
+    from tercet.client.results import Generation
+    from tercet.client.sync import Client
+    from tercet.client.transport import Stream
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="May be left out where one model alone can do it.")]
+Texts = Annotated[list[str] | None, typer.Argument(help="Texts; without any, the lines of --file or stdin.")]
+Lines = Annotated[
+    typer.FileBinaryRead | None, typer.Option("--file", "-f", help="Read texts from here, one a line; - is stdin.")
+]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Cut what is too long; else it is refused.")]
+
+
+def connection(
+    target: Annotated[
+        str, typer.Option(envvar="TERCET_TARGET", help="HOST:PORT of the server, or another gRPC target.")
+    ] = "127.0.0.1:50051",
+    token: Annotated[str | None, typer.Option(envvar="TERCET_TOKEN", help="Bearer token.")] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="Connect by TLS.")] = False,
+    ca: Annotated[
+        Path | None,
+        typer.Option(envvar="TERCET_CA", exists=True, dir_okay=False, help="Trust these certificates (PEM); with TLS."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for each call.")] = 60,
+) -> "Client":
+    """A client, closed when the command ends."""
+    import grpc
+
+    from tercet.client.sync import Client
+
+    secure = tls or ca is not None
+    credentials = grpc.ssl_channel_credentials(ca.read_bytes() if ca else None) if secure else None
+    try:
+        return Client(target, token=token, credentials=credentials, timeout=timeout)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def sampling(
+    max_new_tokens: Annotated[int | None, typer.Option(help="The most tokens to generate.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Divides the logits; 0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens; 0 is off.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest of this mass; 1 is off.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Keep tokens this likely against the likeliest; 0 is off.")
+    ] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Penalize seen tokens; 1 is off.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Make draws repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
+) -> dict[str, Any]:
+    """How tokens are chosen; what is left out is the checkpoint's own."""
+    return {name: value for name, value in locals().items() if value not in (None, [])}
+
+
+def provided(**providers: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Fills parameters of a command with what functions return, and gives the functions' options to the command line.
+
+    A returned context manager is left when the command ends.
+    """
+    options = {name: inspect.signature(provider).parameters for name, provider in providers.items()}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            with ExitStack() as stack:
+                for name, provider in providers.items():
+                    value = provider(**{option: given.pop(option) for option in options[name]})
+                    given[name] = stack.enter_context(value) if hasattr(value, "__exit__") else value
+                command(**given)
+
+        own = [p for p in inspect.signature(command).parameters.values() if p.name not in providers]
+        parameters = [*own, *(p for group in options.values() for p in group.values())]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
+
+
+def read_texts(texts: list[str] | None, lines: Any) -> list[str]:
+    """The arguments, or the lines of a file or of a stdin that is not a terminal."""
+    if texts:
+        return texts
+    if lines is None:
+        if sys.stdin.isatty():
+            raise typer.BadParameter("no text given: pass it as an argument, by --file or on stdin")
+        lines = sys.stdin.buffer
+    return lines.read().decode().splitlines()
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The argument, or all of a stdin that is not a terminal, without the newline at its end."""
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise typer.BadParameter("no prompt given: pass it as an argument or on stdin")
+    return sys.stdin.buffer.read().decode().removesuffix("\n")
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+@provided(client=connection)
+def embed(
+    client: "Client",
+    texts: Texts = None,
+    file: Lines = None,
+    model: Model = None,
+    truncate: Truncate = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", dir_okay=False, help="Save a NumPy array here (.npy).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn texts into vectors: a line of numbers for each."""
+    import numpy as np
+
+    vectors = client.embed(read_texts(texts, file), model=model, truncate=truncate)
+    if output is not None:
+        with output.open("wb") as saved:
+            np.save(saved, vectors, allow_pickle=False)
+        typer.echo(f"{output}: float32 {list(vectors.shape)}")
+    elif as_json:
+        for index, vector in enumerate(vectors):
+            print_json({"index": index, "embedding": [float(str(x)) for x in vector]})
+    else:
+        np.savetxt(sys.stdout, vectors, fmt="%.7g")
+
+
+@provided(client=connection, sampling=sampling)
+def generate(
+    client: "Client",
+    sampling: dict[str, Any],
+    prompt: Annotated[str | None, typer.Argument(help="Text to continue or transform; - or nothing is stdin.")] = None,
+    model: Model = None,
+    truncate: Truncate = False,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many outputs; more than one are not streamed.")] = 1,
+    stats: Annotated[bool, typer.Option("--stats", help="Tell on stderr how fast it was.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Continue a prompt, or transform a source."""
+    text = read_prompt(prompt)
+    if as_json or n > 1:
+        show_generation(client.generate(text, model=model, truncate=truncate, n=n, **sampling), as_json)
+    else:
+        show_stream(client.stream(text, model=model, truncate=truncate, **sampling), stats)
+
+
+@provided(client=connection, sampling=sampling)
+def chat(
+    client: "Client",
+    sampling: dict[str, Any],
+    message: Annotated[str | None, typer.Argument(help="What to say; without it, a conversation begins.")] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="The system message.")] = None,
+    model: Model = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Tell on stderr how fast it was.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Talk with a model.
+
+    Without a message a conversation begins: Ctrl-D or /exit ends it, /clear forgets it, Ctrl-C stops an answer.
+    """
+    messages = [{"role": "system", "content": system}] if system else []
+    if message is not None:
+        messages.append({"role": "user", "content": read_prompt(message)})
+        if as_json:
+            show_generation(client.chat(messages, model=model, **sampling), as_json)
+        else:
+            show_stream(client.stream(messages, model=model, **sampling), stats)
+        return
+    start = list(messages)
+    for line in typed_lines():
+        if line == "/clear":
+            messages = list(start)
+            continue
+        messages.append({"role": "user", "content": line})
+        try:
+            answer = show_stream(client.stream(messages, model=model, **sampling), stats)
+        except TercetError as error:
+            typer.echo(f"tercet: {error}", err=True)
+            messages.pop()
+        else:
+            messages.append({"role": "assistant", "content": answer})
+
+
+def typed_lines() -> Iterable[str]:
+    """What is typed, with the editing and history of readline, or piped in; empty lines are left out."""
+    if sys.stdin.isatty():
+        with suppress(ImportError):  # where Python was built without it, lines can still be typed
+            import_module("readline")
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if line == "/exit":
+            return
+        if line:
+            yield line
+
+
+def show_generation(generation: "Generation", as_json: bool) -> None:
+    """All outputs, complete."""
+    if as_json:
+        print_json(asdict(generation))
+    else:
+        for output in generation.outputs:
+            typer.echo(output.text)
+
+
+def show_stream(stream: "Stream", stats: bool) -> str:
+    """Prints pieces as they come and returns all of the text. Ctrl-C ends the answer, and a second one the program."""
+    start, first, tokens, text = time.monotonic(), 0.0, 0, ""
+    try:
+        for piece in stream:
+            first = first or time.monotonic()
+            tokens += len(piece.token_ids)
+            text += piece.text
+            typer.echo(piece.text, nl=False)
+    finally:
+        typer.echo()
+    if stats and first:
+        rate = (tokens - 1) / max(time.monotonic() - first, 1e-9)
+        typer.echo(f"first token after {first - start:.3f} s, then {rate:.1f} tokens/s, {tokens} tokens", err=True)
+    return text
+
+
+@provided(client=connection)
+def tokenize(
+    client: "Client", texts: Texts = None, file: Lines = None, model: Model = None, as_json: Json = False
+) -> None:
+    """Show the tokens of texts: a line of ids and a line of tokens for each."""
+    for tokenized in client.tokenize(read_texts(texts, file), model=model):
+        if as_json:
+            print_json(asdict(tokenized))
+        else:
+            typer.echo(" ".join(map(str, tokenized.token_ids)))
+            typer.echo(" ".join(tokenized.tokens))
+
+
+@provided(client=connection)
+def models(client: "Client", as_json: Json = False) -> None:
+    """List the server's models."""
+    found = client.models()
+    if as_json:
+        print_json([asdict(model) for model in found])
+        return
+    rows = [("NAME", "STATE", "FAMILY", "ARCHITECTURE", "TASKS", "LENGTH", "PARAMETERS", "DTYPE", "DEVICE")]
+    for m in found:
+        size = f"{m.parameters / 1e6:.1f}M"
+        rows.append(
+            (m.name, m.state, m.family, m.architecture, ",".join(m.tasks), str(m.max_length), size, m.dtype, m.device)
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@provided(client=connection)
+def health(
+    client: "Client",
+    model: Annotated[str | None, typer.Argument(help="Ask about this model; else about the whole server.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell whether a server, or one of its models, serves.
+
+    Exit code 0 if it does, 1 if it does not, 3 if it is out of reach.
+    """
+    try:
+        status = client.health(model)
+    except NotFound:
+        status = "SERVICE_UNKNOWN"
+    if as_json:
+        print_json({"model": model, "status": status})
+    else:
+        typer.echo(status)
+    raise typer.Exit(0 if status == "SERVING" else 1)

@@ -1,0 +1,58 @@
+"""A fake service, and the two clients behind one face, so that a test says once what both must do."""
+
+import asyncio
+
+import pytest
+
+from support.fake_service import fake_service
+from tercet.client import AsyncClient, Client
+
+
+class Caller:
+    """Calls methods of a synchronous client."""
+
+    def __init__(self, target, **options):
+        self.target = target
+        self.options = options
+
+    def __call__(self, method, *args, **kwargs):
+        with Client(self.target, **self.options) as client:
+            return getattr(client, method)(*args, **kwargs)
+
+    def pieces(self, *args, **kwargs):
+        with Client(self.target, **self.options) as client:
+            return list(client.stream(*args, **kwargs))
+
+
+class AsyncCaller(Caller):
+    """Calls methods of an asynchronous client."""
+
+    def __call__(self, method, *args, **kwargs):
+        async def call():
+            async with AsyncClient(self.target, **self.options) as client:
+                return await getattr(client, method)(*args, **kwargs)
+
+        return asyncio.run(call())
+
+    def pieces(self, *args, **kwargs):
+        async def call():
+            async with AsyncClient(self.target, **self.options) as client:
+                return [piece async for piece in client.stream(*args, **kwargs)]
+
+        return asyncio.run(call())
+
+
+@pytest.fixture
+def fake():
+    with fake_service() as service:
+        yield service
+
+
+@pytest.fixture(params=[Caller, AsyncCaller], ids=["sync", "async"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def ask(kind, fake):
+    return kind(fake.address, timeout=10)

@@ -1,0 +1,308 @@
+"""What the calls send and return, against a fake service."""
+
+import inspect
+from dataclasses import FrozenInstanceError, fields, is_dataclass
+
+import numpy as np
+import pytest
+
+import tercet.client
+from support.fake_service import vector
+from tercet.client import AsyncClient, Client, InvalidArgument, NotFound, Sampling, TercetError, requests, results
+from tercet.v1.generation_pb2 import SamplingParameters
+from tercet.v1.types_pb2 import TextInput, TokenIds
+
+
+def test_models(ask):
+    count, echo = ask("models")
+    assert (echo.name, echo.family, echo.architecture, echo.state) == ("echo", "decoder", "llama", "ready")
+    assert echo.tasks == ["generate", "chat"]
+    assert (echo.max_length, echo.vocab_size, echo.parameters) == (64, 0x110000, 7)
+    assert echo.embedding_size is None
+    assert (count.embedding_size, count.state, count.family) == (3, "loading", "seq2seq")
+    assert count.tasks == ["embed", "unspecified"]  # the second is one that only a newer server knows
+
+
+def test_embed_one_text(ask):
+    result = ask("embed", "abc")
+    assert result.dtype == np.float32
+    assert result.shape == (3,)
+    assert result.flags.writeable
+    np.testing.assert_array_equal(result, vector(TextInput(text="abc")))
+
+
+@pytest.mark.parametrize("ids", [[3, 4], (3, 4), np.array([3, 4])], ids=["list", "tuple", "array"])
+def test_embed_token_ids_of_one_sequence(ask, fake, ids):
+    np.testing.assert_array_equal(ask("embed", ids), [2, 7, 3])
+    (_, request, *_), *_ = fake.attempts("Embed")
+    assert list(request.inputs[0].token_ids.values) == [3, 4]
+
+
+@pytest.mark.parametrize("many", [[[3, 4], [5, 6]], np.array([[3, 4], [5, 6]]), ([3, 4], [5, 6])])
+def test_embed_token_ids_of_many_sequences(ask, many):
+    np.testing.assert_array_equal(ask("embed", many), [[2, 7, 3], [2, 11, 5]])
+
+
+def test_embed_list_may_mix_text_and_ids(ask):
+    np.testing.assert_array_equal(ask("embed", ["a", [5, 6]]), [[1, 97, 97], [2, 11, 5]])
+
+
+def test_embed_list_of_one_stays_a_list(ask):
+    assert ask("embed", ["a"]).shape == (1, 3)
+
+
+def test_embed_takes_any_iterable(ask):
+    assert ask("embed", (text for text in ("a", "b"))).shape == (2, 3)
+
+
+def test_embed_sends_only_what_is_set(ask, fake):
+    ask("embed", "a")
+    ask("embed", "a", model="count", pooling="cls", normalize=False, truncate=True)
+    (_, plain, *_), (_, full, *_) = fake.attempts("Embed")
+    assert [field.name for field, _ in plain.ListFields()] == ["inputs"]
+    assert full.model == "count"
+    assert full.pooling == 2
+    assert full.HasField("normalize")
+    assert not full.normalize
+    assert full.truncate
+
+
+@pytest.mark.parametrize("count", [256, 257, 700])
+def test_long_lists_are_split_and_keep_their_order(ask, fake, count):
+    texts = ["x" * (i % 50) + "é" for i in range(count)]
+    result = ask("embed", texts)
+    np.testing.assert_array_equal(result, [vector(TextInput(text=text)) for text in texts])
+    sizes = [len(request.inputs) for _, request, *_ in fake.attempts("Embed")]
+    assert sum(sizes) == count
+    assert max(sizes) <= requests.BATCH_ITEMS
+    assert len(fake.attempts("EmbedStream")) == (count > requests.BATCH_ITEMS)
+
+
+def test_large_texts_are_split_by_bytes(ask, fake):
+    texts = ["x" * 400_000] * 5 + ["y" * 3_000_000, "z"]
+    assert ask("embed", texts)[:, 0].tolist() == [400_000] * 5 + [3_000_000, 1]
+    sizes = [len(request.inputs) for _, request, *_ in fake.attempts("Embed")]
+    assert sizes == [2, 2, 1, 1, 1]
+
+
+def test_tokenize_splits_too(ask, fake):
+    result = ask("tokenize", ["ab"] * 300)
+    assert [tokenized.token_ids for tokenized in result] == [[97, 98]] * 300
+    assert len(fake.attempts("Tokenize")) == 2
+
+
+def test_generate(ask, fake):
+    generation = ask("generate", "Once", model="echo", n=2, max_new_tokens=3)
+    assert generation.text == "Once#0"
+    assert generation.token_ids == [0, 1, 2]
+    assert generation.finish_reason == "length"
+    assert [output.text for output in generation.outputs] == ["Once#0", "Once#1"]
+    assert (generation.usage.prompt_tokens, generation.usage.generated_tokens) == (5, 6)
+    assert (generation.model, generation.seed, generation.truncated) == ("echo", 9, False)
+
+
+def test_generate_from_token_ids(ask):
+    assert ask("generate", [5, 6, 7]).text == "5 6 7#0"
+
+
+SAMPLING = {
+    "max_new_tokens": 3,
+    "min_new_tokens": 1,
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.5,
+    "seed": 2**64 - 1,
+    "n": 2,
+    "stop": ["a", "b"],
+    "stop_token_ids": [],
+    "ignore_eos": False,
+    "skip_special_tokens": False,
+}
+
+
+def test_sampling_values_travel_even_where_they_are_zero_or_empty(ask, fake):
+    ask("generate", "a", **SAMPLING)
+    sampling = fake.attempts("Generate")[0][1].sampling
+    for name, value in SAMPLING.items():
+        assert sampling.HasField(name), name
+        sent = getattr(sampling, name)
+        assert (list(sent.values) if name.startswith("stop") else sent) == value, name
+
+
+def test_unset_and_none_sampling_values_do_not_travel(ask, fake):
+    ask("generate", "a", temperature=None, stop=None)
+    assert fake.attempts("Generate")[0][1].sampling == SamplingParameters()
+
+
+def test_one_stop_string_needs_no_list(ask, fake):
+    ask("generate", "a", stop="end")
+    assert list(fake.attempts("Generate")[0][1].sampling.stop.values) == ["end"]
+
+
+def test_sampling_names_every_field_of_the_protocol():
+    assert set(Sampling.__annotations__) == set(SamplingParameters.DESCRIPTOR.fields_by_name) == set(SAMPLING)
+
+
+def test_chat(ask):
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hé?"}]
+    assert ask("chat", messages).text == "system:be brief user:hé?#0"
+
+
+def test_stream_of_a_prompt(ask):
+    pieces = ask.pieces("one two three", model="echo")
+    assert "".join(piece.text for piece in pieces) == "one two three"
+    assert [piece.token_ids for piece in pieces] == [[0], [1], [2]]
+    assert [piece.finish_reason for piece in pieces] == [None, None, "length"]
+    assert [piece.usage is not None for piece in pieces] == [False, False, True]
+    assert {(piece.index, piece.seed, piece.truncated) for piece in pieces} == {(0, 9, False)}
+
+
+def test_stream_of_messages(ask):
+    pieces = ask.pieces([{"role": "user", "content": "x y"}])
+    assert "".join(piece.text for piece in pieces) == "user:x y"
+
+
+def test_stream_of_token_ids(ask):
+    assert "".join(piece.text for piece in ask.pieces([7, 8])) == "7 8"
+
+
+@pytest.mark.parametrize("text", ["", "naïve 🤖 \x00 \u200d नमस्ते", "a\nb\r\n"])
+def test_unicode_goes_round(ask, text):
+    tokenized = ask("tokenize", text)
+    assert "".join(tokenized.tokens) == text
+    assert [text[start:end] for start, end in tokenized.offsets] == tokenized.tokens
+    assert ask("detokenize", [*tokenized.token_ids, 33]) == text + "!"
+    assert ask("generate", text).text == text + "#0"
+
+
+def test_detokenize_many(ask):
+    assert ask("detokenize", [[104, 105], [33]]) == ["hi", "!"]
+
+
+def test_health(ask):
+    assert ask("health") == "SERVING"
+    assert ask("health", "echo") == "SERVING"
+    assert ask("health", "broken") == "NOT_SERVING"
+    with pytest.raises(NotFound):
+        ask("health", "nobody")
+
+
+@pytest.mark.parametrize(
+    ("method", "argument", "options", "field"),
+    [
+        ("generate", "a", {"max_new_tokens": -1}, "sampling.max_new_tokens"),
+        ("generate", "a", {"seed": 2**64}, "sampling.seed"),
+        ("generate", [2**32], {}, "input"),
+        ("generate", "lone \ud800", {}, "input"),
+        ("generate", "a", {"stop": ["\udfff"]}, "sampling.stop"),
+        ("chat", [{"role": "user", "content": "a"}, {"role": "user", "text": "a"}], {}, "chat.messages[1]"),
+        ("embed", ["a", "\ud800"], {}, "inputs[1]"),
+        ("embed", ["a", [-1]], {}, "inputs[1]"),
+        ("embed", [], {}, "inputs"),
+        ("embed", "a", {"pooling": "middle"}, "pooling"),
+        ("tokenize", [], {}, "texts"),
+        ("detokenize", [[1], [-2]], {}, "sequences[1]"),
+    ],
+)
+def test_values_out_of_range_are_refused_before_they_are_sent(ask, fake, method, argument, options, field):
+    with pytest.raises(InvalidArgument) as caught:
+        ask(method, argument, **options)
+    assert caught.value.field == field
+    assert field in str(caught.value)
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize(
+    ("method", "argument", "options", "named"),
+    [
+        ("generate", "a", {"max_tokens": 5}, "max_tokens"),
+        ("generate", "a", {"top_k": "many"}, "top_k"),
+        ("generate", b"bytes", {}, "input"),
+        ("generate", [{"role": "user", "content": "a"}], {}, "input"),
+        ("chat", "a", {}, "messages"),
+        ("embed", b"bytes", {}, "inputs"),
+        ("embed", ["a", b"bytes"], {}, "inputs"),
+        ("embed", ["a", [1.5]], {}, "inputs"),
+        ("tokenize", ["a", 3], {}, "texts"),
+        ("detokenize", "a", {}, "sequences"),
+    ],
+)
+def test_wrong_types_are_refused_before_they_are_sent(ask, fake, method, argument, options, named):
+    with pytest.raises(TypeError, match=named):
+        ask(method, argument, **options)
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_timeouts_must_be_positive(ask, timeout):
+    with pytest.raises(ValueError, match="timeout"):
+        ask("models", timeout=timeout)
+
+
+def test_errors_argument_has_two_values(ask):
+    with pytest.raises(ValueError, match="return"):
+        ask("embed", ["a"], errors="ignore")
+
+
+def test_both_clients_have_the_same_methods():
+    def face(client):
+        methods = {name: method for name, method in vars(client).items() if not name.startswith("_")}
+        return {
+            name: [(p.name, p.kind, p.default) for p in inspect.signature(method).parameters.values()]
+            for name, method in methods.items()
+        }
+
+    assert face(Client) == face(AsyncClient)
+    assert set(face(Client)) == {
+        "chat", "close", "detokenize", "embed", "generate", "health", "models", "stream", "tokenize", "wait_ready",
+    }  # fmt: skip
+    for name in set(face(Client)) - {"close"}:
+        assert "timeout" in inspect.signature(getattr(Client, name)).parameters, name
+
+
+def test_everything_public_is_exported_and_described():
+    from tercet.client import aio, errors, sync, transport
+
+    public = {*errors.__all__, *results.__all__, "Sampling"}
+    for module in (aio, sync, transport):
+        public |= {
+            name
+            for name, value in vars(module).items()
+            if inspect.isclass(value) and value.__module__ == module.__name__ and not name.startswith("_")
+        }
+    assert set(tercet.client.__all__) == public - {"Transport", "AsyncTransport"}
+    assert tercet.client.__all__ == sorted(tercet.client.__all__)
+    assert set(dir(tercet.client)) == set(tercet.client.__all__)
+    for name in tercet.client.__all__:
+        value = getattr(tercet.client, name)
+        assert not inspect.isclass(value) or value.__doc__, name
+    assert not hasattr(tercet.client, "nothing_of_that_name")
+
+
+def test_errors_module_exports_every_error():
+    from tercet.client import errors
+
+    tree = {TercetError, *TercetError.__subclasses__()}
+    assert {error.__name__ for error in tree} | {"FieldViolation"} == set(errors.__all__)
+    for error in TercetError.__subclasses__():
+        assert f"── {error.__name__} " in errors.__doc__
+
+
+def test_results_are_frozen(ask):
+    for name in results.__all__:
+        value = getattr(results, name)
+        if is_dataclass(value):
+            assert value.__dataclass_params__.frozen, name
+    generation = ask("generate", "a")
+    with pytest.raises(FrozenInstanceError):
+        generation.model = "b"
+    assert [field.name for field in fields(generation)] == ["model", "outputs", "usage", "truncated", "seed"]
+
+
+def test_batches_never_exceed_the_limits_nor_lose_items():
+    items = [TokenIds(values=range(size)) for size in (0, 1, 300_000, 299_999, 600_000, 2, 3)]
+    batches = [*requests.batches(items)]
+    assert [item for batch in batches for item in batch] == items
+    assert all(len(batch) == 1 or sum(item.ByteSize() for item in batch) <= requests.BATCH_BYTES for batch in batches)

@@ -1,0 +1,247 @@
+"""A service of our own in this process, to test clients against: it answers by rule, fails as told, and takes notes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent import futures
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tercet.v1 import (
+    embedding_pb2,
+    embedding_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+    text_pb2,
+    text_pb2_grpc,
+)
+from tercet.v1.types_pb2 import DTYPE_FLOAT32, Tensor, Usage
+
+REQUEST_ID = "5f1d0000deadbeef"
+REFUSED = "refuse this"  # an input that is refused, its neighbours not
+DIMENSIONS = 3
+
+
+@dataclass
+class Failure:
+    """How a method fails, once."""
+
+    code: grpc.StatusCode
+    message: str = "as told"
+    details: tuple = ()
+    pushback: int | None = None
+    """Milliseconds, as grpc-retry-pushback-ms has them."""
+
+
+def status(code, message, *details):
+    result = Status(code=code.value[0], message=message)
+    for detail in details:
+        result.details.add().Pack(detail)
+    return result
+
+
+def bad_request(path, description):
+    return BadRequest(field_violations=[BadRequest.FieldViolation(field=path, description=description)])
+
+
+def retry_info(seconds):
+    delay = Duration()
+    delay.FromNanoseconds(round(seconds * 1e9))
+    return RetryInfo(retry_delay=delay)
+
+
+def error_info(reason, **metadata):
+    return ErrorInfo(reason=reason, domain="tercet", metadata=metadata)
+
+
+def vector(text_input):
+    """What the fake embeds to: the number of characters or ids, their sum and the first."""
+    values = [ord(c) for c in text_input.text] or list(text_input.token_ids.values)
+    return np.array([len(values), sum(values), values[0] if values else 0], np.float32)
+
+
+@dataclass
+class Fake(
+    embedding_pb2_grpc.EmbeddingServiceServicer,
+    generation_pb2_grpc.GenerationServiceServicer,
+    models_pb2_grpc.ModelServiceServicer,
+    text_pb2_grpc.TextServiceServicer,
+    health_pb2_grpc.HealthServicer,
+):
+    """Embeds as `vector` does, tokenizes to code points, generates the prompt's words again and again."""
+
+    address: str = ""
+    requests: list = field(default_factory=list)
+    """(method, request, metadata, time) of every attempt, retries included."""
+    failures: dict = field(default_factory=dict)
+    """Method -> Failures of its next attempts."""
+    health: dict = field(
+        default_factory=lambda: {"": "SERVING", "model/echo": "SERVING", "model/broken": "NOT_SERVING"}
+    )
+    delay: float = 0.0
+    """Seconds before a unary answer, and between the pieces of a stream."""
+    stream_ended: threading.Event = field(default_factory=threading.Event)
+    pieces_sent: int = 0
+
+    def attempts(self, method):
+        return [entry for entry in self.requests if entry[0] == method]
+
+    def _attempt(self, method, request, context):
+        metadata = dict(context.invocation_metadata())
+        self.requests.append((method, request, metadata, time.monotonic()))
+        trailers = [("x-request-id", REQUEST_ID)]
+        if self.failures.get(method):
+            failure = self.failures[method].pop(0)
+            if failure.details:
+                packed = status(failure.code, failure.message, *failure.details)
+                trailers.append(("grpc-status-details-bin", packed.SerializeToString()))
+            if failure.pushback is not None:
+                trailers.append(("grpc-retry-pushback-ms", str(failure.pushback)))
+            context.set_trailing_metadata(trailers)
+            context.abort(failure.code, failure.message)
+        context.set_trailing_metadata(trailers)
+        end = time.monotonic() + self.delay
+        while time.monotonic() < end and context.is_active():
+            time.sleep(0.005)
+
+    def Check(self, request, context):
+        self._attempt("Check", request, context)
+        if request.service not in self.health:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no {request.service}")
+        return health_pb2.HealthCheckResponse(status=self.health[request.service])
+
+    def List(self, request, context):
+        self._attempt("List", request, context)
+        echo = models_pb2.Model(
+            name="echo",
+            family="FAMILY_DECODER",
+            architecture="llama",
+            tasks=["TASK_GENERATE", "TASK_CHAT"],
+            state="MODEL_STATE_READY",
+            max_length=64,
+            vocab_size=0x110000,
+            dtype="float32",
+            device="cpu",
+            parameters=7,
+        )
+        count = models_pb2.Model(name="count", family=3, tasks=[1, 99], state=1, embedding_size=DIMENSIONS)
+        return models_pb2.ListModelsResponse(models=[count, echo])
+
+    def Embed(self, request, context):
+        self._attempt("Embed", request, context)
+        if request.model == "gone":
+            context.abort(grpc.StatusCode.NOT_FOUND, "no model 'gone'; there are: count, echo")
+        items, rows = [], []
+        for index, text_input in enumerate(request.inputs):
+            if text_input.text == REFUSED:
+                path = f"inputs[{index}].text"
+                message = f"{path}: 9 tokens, the limit is 8"
+                refusal = status(grpc.StatusCode.INVALID_ARGUMENT, message, bad_request(path, message))
+                items.append(embedding_pb2.EmbedItem(error=refusal))
+            else:
+                items.append(embedding_pb2.EmbedItem(row=len(rows)))
+                rows.append(vector(text_input))
+        data = np.array(rows, "<f4")
+        embeddings = Tensor(dtype=DTYPE_FLOAT32, shape=[len(rows), DIMENSIONS], data=data.tobytes())
+        return embedding_pb2.EmbedResponse(model="count", embeddings=embeddings, items=items)
+
+    def EmbedStream(self, requests, context):
+        context.add_callback(self.stream_ended.set)
+        self._attempt("EmbedStream", None, context)
+        for request in requests:
+            if request.model == "gone":
+                refusal = status(grpc.StatusCode.NOT_FOUND, "no model 'gone'; there are: count, echo")
+                yield embedding_pb2.EmbedStreamResponse(error=refusal)
+            else:
+                yield embedding_pb2.EmbedStreamResponse(response=self.Embed(request, context))
+
+    def Generate(self, request, context):
+        self._attempt("Generate", request, context)
+        sampling = request.sampling
+        outputs = [
+            generation_pb2.Generation(
+                index=index,
+                text=f"{_prompt(request)}#{index}",
+                token_ids=[index, 1, 2],
+                finish_reason=generation_pb2.FINISH_REASON_LENGTH,
+            )
+            for index in range(sampling.n if sampling.HasField("n") else 1)
+        ]
+        return generation_pb2.GenerateResponse(
+            model="echo", outputs=outputs, usage=Usage(prompt_tokens=5, generated_tokens=3 * len(outputs)), seed=9
+        )
+
+    def GenerateStream(self, request, context):
+        context.add_callback(self.stream_ended.set)
+        self._attempt("GenerateStream", request, context)
+        words = _prompt(request).split(" ")
+        total = request.sampling.max_new_tokens if request.sampling.HasField("max_new_tokens") else len(words)
+        for position in range(total):
+            last = position == total - 1
+            yield generation_pb2.GenerateStreamResponse(
+                text=words[position % len(words)] + ("" if last else " "),
+                token_ids=[position],
+                finish_reason="FINISH_REASON_LENGTH" if last else None,
+                usage=Usage(prompt_tokens=5, generated_tokens=total) if last else None,
+                seed=9,
+            )
+            self.pieces_sent += 1
+            if self.failures.get("midway"):
+                failure = self.failures["midway"].pop()
+                context.abort(failure.code, failure.message)
+            time.sleep(self.delay)
+
+    def Tokenize(self, request, context):
+        self._attempt("Tokenize", request, context)
+        return text_pb2.TokenizeResponse(model="echo", items=[_tokenized(text) for text in request.texts])
+
+    def Detokenize(self, request, context):
+        self._attempt("Detokenize", request, context)
+        texts = ["".join(map(chr, sequence.values)) for sequence in request.sequences]
+        return text_pb2.DetokenizeResponse(items=[text_pb2.DetokenizeItem(text=text) for text in texts])
+
+
+def _prompt(request):
+    if request.HasField("chat"):
+        return " ".join(f"{message.role}:{message.content}" for message in request.chat.messages)
+    return request.input.text or " ".join(map(str, request.input.token_ids.values))
+
+
+def _tokenized(text):
+    if text == REFUSED:
+        return text_pb2.TokenizeItem(error=status(grpc.StatusCode.INVALID_ARGUMENT, "texts: too long"))
+    count = len(text)
+    return text_pb2.TokenizeItem(
+        tokenized=text_pb2.Tokenized(
+            token_ids=[ord(c) for c in text], tokens=list(text), starts=range(count), ends=range(1, count + 1)
+        )
+    )
+
+
+@contextmanager
+def fake_service(fake=None, address="127.0.0.1:0", options=()):
+    """Serves a `Fake` on a free port until left."""
+    fake = fake or Fake()
+    server = grpc.server(futures.ThreadPoolExecutor(16), options=options)
+    embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(fake, server)
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(fake, server)
+    models_pb2_grpc.add_ModelServiceServicer_to_server(fake, server)
+    text_pb2_grpc.add_TextServiceServicer_to_server(fake, server)
+    health_pb2_grpc.add_HealthServicer_to_server(fake, server)
+    port = server.add_insecure_port(address)
+    fake.address = f"127.0.0.1:{port}"
+    server.start()
+    try:
+        yield fake
+    finally:
+        server.stop(None).wait()
