@@ -1,0 +1,112 @@
+"""A real `tercet serve` process, and the CPU time that it takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.environment import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Mapping
+
+START_SECONDS = 300
+IDLE_SHARE = 0.02  # of one core: a server that takes more while others are measured makes the run worthless
+
+
+@dataclass
+class Server:
+    """A server that is SERVING."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+    exec_time: float
+    """time.perf_counter() when it was started."""
+    idle_cpu: float = 0.0
+    idle_wall: float = 0.0
+
+    def cpu_seconds(self) -> float:
+        """CPU time so far of the server and all its engines."""
+        return sum(map(_cpu_seconds, _family(self.process.pid)))
+
+    def idle_while(self, run: Callable[[], object]) -> Callable[[], object]:
+        """`run`, counting what CPU time this server takes meanwhile."""
+
+        def watched() -> object:
+            cpu, wall = self.cpu_seconds(), time.monotonic()
+            answer = run()
+            self.idle_cpu += self.cpu_seconds() - cpu
+            self.idle_wall += time.monotonic() - wall
+            return answer
+
+        return watched
+
+    def idle_facts(self) -> dict[str, float | int | str]:
+        """What share of one core it took while others were measured."""
+        return {"server's CPU while idle": f"{self._idle_share:.1%} of a core"}
+
+    def idle_missed(self) -> list[str]:
+        """The complaint if that was too much to compare anything."""
+        return [f"an idle server takes at most {IDLE_SHARE:.0%} of a core"] if self._idle_share > IDLE_SHARE else []
+
+    @property
+    def _idle_share(self) -> float:
+        return self.idle_cpu / self.idle_wall if self.idle_wall else 0.0
+
+
+@contextmanager
+def serve(models: Mapping[str, Path], *flags: str) -> Generator[Server]:
+    """Starts a server on free ports, waits until it is SERVING and stops it in the end.
+
+    Raises RuntimeError with the end of its log where it does not come up.
+    """
+    sources = [f"{name}={source}" for name, source in models.items()]
+    command = [sys.executable, "-m", "tercet.server", "serve", *sources, "--port", "0", "--metrics-port", "0"]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "server.log"
+        with log.open("wb") as stderr:
+            start = time.perf_counter()
+            process = subprocess.Popen(
+                [*command, "--log-format", "json", *flags], cwd=ROOT, stdout=stderr, stderr=stderr
+            )
+        try:
+            address = _address(process, log)
+            yield Server(process, address, start)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        for line in log.read_text(errors="replace").splitlines():
+            if '"serving"' in line and line.endswith("}"):
+                return str(json.loads(line)["address"])
+        time.sleep(0.01)
+    raise RuntimeError(f"the server did not come up:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            yield from _family(int(child))
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime
