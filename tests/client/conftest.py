@@ -1,6 +1,7 @@
 """A fake service, and the two clients behind one face, so that a test says once what both must do."""
 
 import asyncio
+import socket
 
 import pytest
 
@@ -56,3 +57,11 @@ def kind(request):
 @pytest.fixture
 def ask(kind, fake):
     return kind(fake.address, timeout=10)
+
+
+@pytest.fixture
+def free_port():
+    """A port on which nobody listened a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

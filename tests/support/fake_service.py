@@ -120,6 +120,14 @@ class Fake(
             context.abort(grpc.StatusCode.NOT_FOUND, f"no {request.service}")
         return health_pb2.HealthCheckResponse(status=self.health[request.service])
 
+    def Watch(self, request, context):
+        said = None
+        while context.is_active():
+            if said != self.health[request.service]:
+                said = self.health[request.service]
+                yield health_pb2.HealthCheckResponse(status=said)
+            time.sleep(0.01)
+
     def List(self, request, context):
         self._attempt("List", request, context)
         echo = models_pb2.Model(
@@ -229,16 +237,16 @@ def _tokenized(text):
 
 
 @contextmanager
-def fake_service(fake=None, address="127.0.0.1:0", options=()):
-    """Serves a `Fake` on a free port until left."""
-    fake = fake or Fake()
-    server = grpc.server(futures.ThreadPoolExecutor(16), options=options)
+def fake_service(address="127.0.0.1:0", credentials=None):
+    """Serves a `Fake` until left."""
+    fake = Fake()
+    server = grpc.server(futures.ThreadPoolExecutor(16))
     embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(fake, server)
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(fake, server)
     models_pb2_grpc.add_ModelServiceServicer_to_server(fake, server)
     text_pb2_grpc.add_TextServiceServicer_to_server(fake, server)
     health_pb2_grpc.add_HealthServicer_to_server(fake, server)
-    port = server.add_insecure_port(address)
+    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     fake.address = f"127.0.0.1:{port}"
     server.start()
     try:
