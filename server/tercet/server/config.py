@@ -65,7 +65,7 @@ class ModelSettings:
     )
     layout: str = _setting("auto", "Layout of batches.", choices=("auto", "padded", "packed"), shared=True)
     max_length: int | None = _setting(
-        None, "Tokens of a sequence; unset is the checkpoint's own limit.", int, low=1, high=1 << 24, shared=True
+        None, "Tokens of a sequence; unset is the checkpoint's own limit.", int, low=2, high=1 << 24, shared=True
     )
     max_rows: int = _setting(128, "Sequences of one batch.", low=1, high=65536, shared=True)
     max_batch_tokens: int = _setting(8192, "Tokens of one batch.", low=1, high=1 << 24, shared=True)

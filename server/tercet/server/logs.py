@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
-from typing import Literal, TypedDict
+from typing import TypedDict
 
-Format = Literal["auto", "json", "text"]
+LEVEL = "TERCET_LOG_LEVEL"
+STYLE = "TERCET_LOG_FORMAT"
 
 
 class Extra(TypedDict):
@@ -26,8 +28,13 @@ def fields(**values: object) -> Extra:
     return {"fields": values}
 
 
-def configure(level: str = "info", style: Format = "auto") -> None:
-    """Sends this process's logs to stderr. `auto` is JSON unless stderr is a terminal."""
+def configure(level: str | None = None, style: str | None = None) -> None:
+    """Sends this process's logs to stderr. The style is "json", "text", or "auto": JSON unless stderr is a terminal.
+
+    What is None is taken from the environment, where a server puts it for its engines.
+    """
+    level = level or os.environ.get(LEVEL, "info")
+    style = style or os.environ.get(STYLE, "auto")
     readable = style == "text" or (style == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_TextFormatter() if readable else _JsonFormatter())

@@ -68,6 +68,8 @@ class Engine:
         """Of the newest incarnation that got ready."""
         self.channel: Channel | None = None
         """Open while the engine is ready."""
+        self.spawned = asyncio.Event()
+        """Set once the first process runs."""
         self._settings = settings
         self._folder = folder
         self._metrics = metrics
@@ -87,10 +89,10 @@ class Engine:
             code = await self._live()
             if self._stopping:
                 return
-            reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            log.error("engine died", extra=fields(model=self.name, reason=reason, error=self._refusal))
             if self.info is None and self._refusal is not None:
                 raise StartError(f"{self.name}: {self._refusal}", refused=True)
+            reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            log.error("engine died", extra=fields(model=self.name, reason=reason, error=self._refusal))
             crashes.append(time.monotonic())
             if len(crashes) > len(_PAUSES) and crashes[-1] - crashes[0] < _WINDOW:
                 log.error("engine stays down", extra=fields(model=self.name, crashes=len(crashes)))
@@ -107,8 +109,10 @@ class Engine:
     async def stop(self) -> None:
         """Ends the engine."""
         self._stopping = True
-        if self._connection is not None:
-            self._connection.stop()
+        if self.channel is not None:
+            self.channel.stop()
+        elif self._process is not None:
+            self._process.kill()  # it loads: there is nothing to finish
         if self._process is not None:
             await self._bury(self._process)
 
@@ -129,6 +133,7 @@ class Engine:
                 stdout=sys.stderr,
                 start_new_session=True,  # Ctrl-C is the supervisor's: requests finish first
             )
+            self.spawned.set()
             log.info("engine started", extra=fields(model=self.name, pid=process.pid, incarnation=incarnation))
             exit_ = asyncio.ensure_future(process.wait())
             await asyncio.wait({exit_, end := asyncio.ensure_future(lost.wait())}, return_when=asyncio.FIRST_COMPLETED)
@@ -197,22 +202,40 @@ class Engine:
 class Supervisor:
     """The engines of every model of the server."""
 
-    def __init__(
-        self, plan: Sequence[wire.EngineSettings], metrics: Metrics, on_change: Callable[[Engine], None]
-    ) -> None:
-        """`on_change` hears of every change of an engine's state or progress."""
-        self._folder = Path(tempfile.mkdtemp(prefix="tercet-"))  # mode 0700
+    def __init__(self, plan: Sequence[wire.EngineSettings], metrics: Metrics) -> None:
+        """Starts nothing before `start`."""
         self.engines: dict[str, Engine] = {}
+        self._watchers: list[Callable[[Engine], None]] = []
+        self._folder = Path(tempfile.mkdtemp(prefix="tercet-"))  # mode 0700
+        self._life: asyncio.Future[list[None]] | None = None
         for number, settings in enumerate(plan):
             folder = self._folder / str(number)
             folder.mkdir(mode=0o700)
-            self.engines[settings.name] = Engine(settings, folder, metrics, on_change)
+            self.engines[settings.name] = Engine(settings, folder, metrics, self._tell)
+
+    def watch(self, watcher: Callable[[Engine], None]) -> None:
+        """`watcher` will hear of every change of an engine's state or progress."""
+        self._watchers.append(watcher)
+
+    async def start(self) -> None:
+        """Starts every engine's process."""
+        self._life = asyncio.gather(*(engine.run() for engine in self.engines.values()))
+        spawned = asyncio.gather(*(engine.spawned.wait() for engine in self.engines.values()))
+        await asyncio.wait({self._life, spawned}, return_when=asyncio.FIRST_COMPLETED)
+        spawned.cancel()
 
     async def run(self) -> None:
-        """Runs every engine until `stop`. Raises the first StartError."""
-        await asyncio.gather(*(engine.run() for engine in self.engines.values()))
+        """Waits until every engine stays down. Raises the first StartError."""
+        if self._life is not None:
+            await self._life
 
     async def stop(self) -> None:
         """Ends every engine and removes the sockets."""
         await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
+        if self._life is not None:
+            await asyncio.gather(self._life, return_exceptions=True)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _tell(self, engine: Engine) -> None:
+        for watcher in self._watchers:
+            watcher(engine)

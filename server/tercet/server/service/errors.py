@@ -6,6 +6,7 @@ ServiceError
 ├── UnsupportedTaskError      the model can't do this, but that
 ├── OverloadedError           the queue is full; when to come again
 ├── UnavailableError          the model or server is not serving now; when to come again
+├── EngineLostError           its engine died under the request; when to come again
 ├── DeadlineExceededError     the client's deadline passed before the answer
 └── InternalError             a fault of ours
 """
@@ -59,7 +60,11 @@ class OverloadedError(ServiceError):
 
 
 class UnavailableError(ServiceError):
-    """The model can't answer now: it is loading, restarting, draining, or its engine died under the request."""
+    """The model can't answer now: it is loading, restarting or down, or the server is draining."""
+
+
+class EngineLostError(ServiceError):
+    """The model's engine died under the request."""
 
 
 class DeadlineExceededError(ServiceError):
@@ -81,6 +86,7 @@ TABLE: dict[type[ServiceError], _Mapping] = {
     UnsupportedTaskError: _Mapping(grpc.StatusCode.FAILED_PRECONDITION, "TASK_UNSUPPORTED"),
     OverloadedError: _Mapping(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
     UnavailableError: _Mapping(grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE"),
+    EngineLostError: _Mapping(grpc.StatusCode.UNAVAILABLE, "ENGINE_RESTARTED"),
     DeadlineExceededError: _Mapping(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     InternalError: _Mapping(grpc.StatusCode.INTERNAL, "INTERNAL"),
 }

@@ -1,0 +1,73 @@
+"""ModelService: which models there are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tercet.server.supervisor import State
+from tercet.v1.models_pb2 import (
+    Family,
+    GetModelRequest,
+    ListModelsRequest,
+    ListModelsResponse,
+    Model,
+    ModelState,
+    Task,
+)
+
+if TYPE_CHECKING:
+    from tercet.server.service.registry import Registry, ServedModel
+    from tercet.server.service.rpc import Call
+
+_FAMILIES = {
+    "encoder": Family.FAMILY_ENCODER,
+    "decoder": Family.FAMILY_DECODER,
+    "seq2seq": Family.FAMILY_SEQ2SEQ,
+}
+_TASKS = {"embed": Task.TASK_EMBED, "generate": Task.TASK_GENERATE, "chat": Task.TASK_CHAT}
+_STATES = {
+    State.LOADING: ModelState.MODEL_STATE_LOADING,
+    State.READY: ModelState.MODEL_STATE_READY,
+    State.RESTARTING: ModelState.MODEL_STATE_RESTARTING,
+    State.FAILED: ModelState.MODEL_STATE_FAILED,
+}
+
+
+class ModelServicer:
+    """The methods of tercet.v1.ModelService."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def list(self, request: ListModelsRequest, call: Call) -> ListModelsResponse:
+        """Every model, sorted by name."""
+        models = sorted(self._registry.models.items())
+        return ListModelsResponse(models=[self._describe(model) for _, model in models])
+
+    async def get(self, request: GetModelRequest, call: Call) -> Model:
+        """One model."""
+        model = self._registry.get(request.name, "name")
+        call.model = model.name
+        return self._describe(model)
+
+    def _describe(self, model: ServedModel) -> Model:
+        state = _STATES[model.engine.state]
+        if state == ModelState.MODEL_STATE_READY and not model.ready:
+            state = ModelState.MODEL_STATE_LOADING
+        described = Model(name=model.name, state=ModelState.MODEL_STATE_DRAINING if self._registry.draining else state)
+        info = model.engine.info
+        if info is not None:
+            described.MergeFrom(
+                Model(
+                    family=_FAMILIES[info.family],
+                    architecture=info.architecture,
+                    tasks=[_TASKS[task] for task in model.tasks or ()],
+                    max_length=model.max_length,
+                    vocab_size=info.vocab_size,
+                    embedding_size=info.embedding_size,
+                    dtype=info.dtype,
+                    device=info.device,
+                    parameters=info.parameters,
+                )
+            )
+        return described

@@ -1,0 +1,138 @@
+"""The models that requests can address, and whether they can be asked what they are asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from tercet.server.service.errors import (
+    InvalidArgumentError,
+    ModelNotFoundError,
+    OverloadedError,
+    UnavailableError,
+    UnsupportedTaskError,
+)
+from tercet.server.supervisor import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tercet.server import wire
+    from tercet.server.channel import Channel
+    from tercet.server.config import Settings
+    from tercet.server.supervisor import Engine
+    from tercet.server.text import TextModel
+
+Task = Literal["embed", "generate", "chat"]
+_LONGEST_NAME = 64  # characters of a name in an error
+_SOONEST, _LATEST = 0.01, 5.0  # seconds after which a refused client is told to come again
+_ENGINE_PAUSE = 0.5  # seconds, likewise, where an engine loads or is started again
+
+
+class ServedModel:
+    """One model: its engine, and its text once that is read."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.name = engine.name
+        self.engine = engine
+        self.text: TextModel | None = None
+        self._settings = settings
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers requests."""
+        return self.engine.state is State.READY and self.text is not None
+
+    @property
+    def tasks(self) -> list[Task] | None:
+        """What it can be asked; None until that is known."""
+        if self.engine.info is None or self.text is None:
+            return None
+        tasks: list[Task] = [task for task in ("embed", "generate") if task in self.engine.info.tasks]
+        return [*tasks, "chat"] if "generate" in tasks and self.text.chat_template is not None else tasks
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence in tokens, special tokens included; 0 until that is known."""
+        if self.engine.info is None or self.text is None:
+            return 0
+        limits = [self.engine.info.max_length]
+        if "embed" in self.engine.info.tasks and self.text.embedding.max_length is not None:
+            limits.append(self.text.embedding.max_length)
+        return min(limits)
+
+    def require_text(self) -> TextModel:
+        """What is known of its text. Raises UnavailableError."""
+        if self.text is None:
+            raise UnavailableError(f"model {self.name!r} is loading", retry_after=_ENGINE_PAUSE)
+        return self.text
+
+    def require(self, task: Task) -> tuple[TextModel, wire.ModelInfo, Channel]:
+        """What a request of that kind needs. Raises UnsupportedTaskError or UnavailableError."""
+        text, info, channel = self.text, self.engine.info, self.engine.channel
+        if self.tasks is not None and task not in self.tasks:
+            raise UnsupportedTaskError(f"model {self.name!r} can't {task}; it can {' and '.join(self.tasks)}")
+        if self.engine.state is State.FAILED:
+            raise UnavailableError(f"model {self.name!r} failed and stays down")
+        if text is None or info is None or channel is None:
+            state = self.engine.state.name.lower()
+            raise UnavailableError(f"model {self.name!r} is {state}", retry_after=_ENGINE_PAUSE)
+        return text, info, channel
+
+    def has_room(self, channel: Channel, sequences: int, tokens: int) -> bool:
+        """Whether its queue takes so many more. An empty queue takes anything that a call may hold."""
+        pending = channel.pending
+        return pending.sequences == 0 or (
+            pending.sequences + sequences <= self._settings.max_queue
+            and pending.tokens + tokens <= self._settings.max_queue_tokens
+        )
+
+    def admit(self, channel: Channel, sequences: int, tokens: int) -> None:
+        """Raises OverloadedError where its queue does not take so many more."""
+        if not self.has_room(channel, sequences, tokens):
+            pending = channel.pending
+            raise OverloadedError(
+                f"the queue of model {self.name!r} is full: {pending.sequences} of {self._settings.max_queue} "
+                f"sequences, {pending.tokens} of {self._settings.max_queue_tokens} tokens",
+                retry_after=min(max(pending.drain_seconds, _SOONEST), _LATEST),
+            )
+
+
+class Registry:
+    """Every model by name."""
+
+    def __init__(self, engines: Iterable[Engine], settings: Settings) -> None:
+        self.draining = False
+        """Whether the server is shutting down."""
+        self.models = {engine.name: ServedModel(engine, settings) for engine in engines}
+
+    def get(self, name: str, field: str = "model") -> ServedModel:
+        """The model of a name, which may be left empty where there is one alone.
+
+        Raises ModelNotFoundError and InvalidArgumentError.
+        """
+        if name in self.models:
+            return self.models[name]
+        if name:
+            raise ModelNotFoundError(f"no model {name[:_LONGEST_NAME]!r}; there are {self._listed()}", field=field)
+        if len(self.models) > 1:
+            raise InvalidArgumentError(field, f"must be one of {self._listed()}")
+        return next(iter(self.models.values()))
+
+    def find(self, name: str, task: Task) -> ServedModel:
+        """The model of a name, which may be left empty where one alone can do the task.
+
+        Raises ModelNotFoundError, UnsupportedTaskError, InvalidArgumentError and UnavailableError.
+        """
+        if name:
+            return self.get(name)
+        able = [model for model in self.models.values() if model.tasks is None or task in model.tasks]
+        if not able:
+            raise UnsupportedTaskError(f"no model can {task}; there are {self._listed()}")
+        if len(able) == 1:
+            return able[0]
+        if any(model.tasks is None for model in able):
+            raise UnavailableError("models are loading", retry_after=_ENGINE_PAUSE)
+        raise InvalidArgumentError("model", f"must be one of {', '.join(model.name for model in able)}")
+
+    def _listed(self) -> str:
+        return ", ".join(f"{m.name} ({', '.join(m.tasks)})" if m.tasks else m.name for m in self.models.values())

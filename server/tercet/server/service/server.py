@@ -1,0 +1,166 @@
+"""The gRPC server from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from tercet.server.logs import fields
+from tercet.server.service.embedding import EmbeddingServicer
+from tercet.server.service.generation import GenerationServicer
+from tercet.server.service.health import Health
+from tercet.server.service.models import ModelServicer
+from tercet.server.service.registry import Registry
+from tercet.server.service.rpc import Gate, handler
+from tercet.server.service.sequences import Sequencer
+from tercet.server.service.text import TextServicer
+from tercet.server.text import load_text_model
+from tercet.v1 import embedding_pb2, generation_pb2, models_pb2, text_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from tercet.server.config import Settings
+    from tercet.server.metrics import Metrics
+    from tercet.server.supervisor import Engine, Supervisor
+
+log = logging.getLogger(__name__)
+_LAST_ANSWERS = 1.0  # seconds for the errors of cut-off calls to reach their clients
+
+
+class BindError(OSError):
+    """An address that can't be listened on; one line."""
+
+
+class Server:
+    """Every service on one port, over the engines of a supervisor."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, supervisor: Supervisor) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._supervisor = supervisor
+        self._registry = Registry(supervisor.engines.values(), settings)
+        self._health = Health(self._registry)
+        self._gate = Gate()
+        self._changed = asyncio.Event()
+        self._grpc = grpc.aio.server(options=_options(settings))
+        sequencer = Sequencer(settings, metrics)
+        served: list[tuple[Any, object]] = [
+            (models_pb2, ModelServicer(self._registry)),
+            (embedding_pb2, EmbeddingServicer(self._registry, sequencer, settings, metrics)),
+            (generation_pb2, GenerationServicer(self._registry, sequencer, settings, metrics)),
+            (text_pb2, TextServicer(self._registry, sequencer)),
+        ]
+        services = [(module.DESCRIPTOR.services_by_name.values()[0], servicer) for module, servicer in served]
+        self._grpc.add_generic_rpc_handlers(
+            [handler(service, servicer, metrics, self._gate) for service, servicer in services]
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._grpc)
+        if settings.reflection:
+            names = [service.full_name for service, _ in services]
+            names += [health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(names, self._grpc)
+
+    async def run(self, checkpoints: Mapping[str, Path]) -> None:
+        """Serves until SIGTERM or SIGINT, then drains.
+
+        Raises BindError, CheckpointTextError and supervisor.StartError.
+        """
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        addresses = self._bind()
+        self._supervisor.watch(self._notice)
+        await self._health.update()
+        await self._grpc.start()
+        work = [
+            asyncio.ensure_future(self._supervisor.run()),
+            asyncio.ensure_future(self._load_texts(checkpoints)),
+            asyncio.ensure_future(self._report(addresses)),
+        ]
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            pending = {stopped, *work}
+            while not stopped.done():
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            await self._drain()
+        finally:
+            await self._supervisor.stop()
+            await self._grpc.stop(_LAST_ANSWERS)
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+
+    def _bind(self) -> dict[str, str]:
+        """Takes the ports; gives the addresses that they make."""
+        settings = self._settings
+        host = _bracketed(settings.host)
+        try:
+            port = self._grpc.add_insecure_port(f"{host}:{settings.port}")
+        except RuntimeError:
+            raise BindError(f"port: can't listen on {host}:{settings.port}; is the port in use?") from None
+        metrics_host = _bracketed(settings.metrics_host)
+        try:
+            metrics_port = self._metrics.serve(settings.metrics_host, settings.metrics_port)
+        except OSError as error:
+            address = f"{metrics_host}:{settings.metrics_port}"
+            raise BindError(f"metrics_port: can't listen on {address}: {error.strerror}") from None
+        return {"address": f"{host}:{port}", "metrics_address": f"{metrics_host}:{metrics_port}"}
+
+    async def _load_texts(self, checkpoints: Mapping[str, Path]) -> None:
+        async def load(name: str, source: Path) -> None:
+            self._registry.models[name].text = await asyncio.to_thread(load_text_model, source)
+            self._changed.set()
+
+        await asyncio.gather(*(load(name, source) for name, source in checkpoints.items()))
+
+    async def _report(self, addresses: dict[str, str]) -> None:
+        """Keeps health in step with the models, and says once that the server is up."""
+        announced = False
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self._health.update()
+            if self._health.started and not announced:
+                announced = True
+                log.info("serving", extra=fields(**addresses, models=sorted(self._registry.models)))
+
+    async def _drain(self) -> None:
+        """Lets what runs finish: not healthy at once, closed to new calls soon after, cut off in the end."""
+        log.info("draining", extra=fields(calls=self._gate.calls, grace=self._settings.grace))
+        self._registry.draining = True
+        await self._health.update()
+        if self._health.started:
+            await asyncio.sleep(self._settings.lame_duck)
+        await self._gate.close(self._settings.grace)
+        log.info("stopping", extra=fields(calls=self._gate.calls))
+
+    def _notice(self, engine: Engine) -> None:
+        self._changed.set()
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    interval = int(settings.keepalive * 1000)
+    return [
+        ("grpc.so_reuseport", 0),  # a port in use is an error
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", settings.max_streams),
+        ("grpc.http2.min_ping_interval_without_data_ms", interval),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", interval),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
