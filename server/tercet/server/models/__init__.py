@@ -2,6 +2,17 @@
 
 from tercet.server.models.batch import DecoderBatch, EncoderBatch, KVCache, Rows
 from tercet.server.models.errors import CheckpointError
+from tercet.server.models.load import load_model
+from tercet.server.models.model import Model
 from tercet.server.models.spec import TransformerSpec
 
-__all__ = ["CheckpointError", "DecoderBatch", "EncoderBatch", "KVCache", "Rows", "TransformerSpec"]
+__all__ = [
+    "CheckpointError",
+    "DecoderBatch",
+    "EncoderBatch",
+    "KVCache",
+    "Model",
+    "Rows",
+    "TransformerSpec",
+    "load_model",
+]

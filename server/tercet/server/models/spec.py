@@ -20,9 +20,10 @@ class RotarySpec:
     """The base of the wavelengths."""
     dim: int
     """Leading dimensions of a head that are rotated."""
-    scaling: Literal["default", "linear", "llama3"] = "default"
+    scaling: Literal["default", "linear", "llama3", "factors"] = "default"
+    """How frequencies are lowered; "factors" are a tensor of the checkpoint."""
     factor: float = 1.0
-    """By how much frequencies are lowered; the rest is llama3's: which of them."""
+    """Divides the frequencies of linear and llama3; the rest is llama3's."""
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_length: int = 8192

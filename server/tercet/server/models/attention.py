@@ -1,0 +1,174 @@
+"""Attention: where keys come from, a batch's own tokens or pages, and the projections around it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor, nn
+
+from tercet import kernels
+from tercet.server.models.layers import Linear
+
+if TYPE_CHECKING:
+    from tercet.server.models.batch import DecoderBatch, EncoderBatch, KVCache
+    from tercet.server.models.positions import RelativeBias, Rotary
+    from tercet.server.models.spec import StackSpec, Window
+
+
+class Keys(Protocol):
+    """Where a forward pass finds keys and values, and what it knows of its rows."""
+
+    def attend(self, attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Rotates q [T, heads, head_dim] and k, v [T, kv_heads, head_dim] and attends: [T, heads, head_dim]."""
+        ...
+
+    def attend_source(self, attention: CrossAttention, q: Tensor) -> Tensor:
+        """Attention of q [T, heads, head_dim] to the encoded source: [T, heads, head_dim]."""
+        ...
+
+
+class FlatKeys:
+    """An encoder's: the keys of a row are its own tokens."""
+
+    def __init__(self, batch: EncoderBatch) -> None:
+        self.batch = batch
+
+    def attend(self, attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows = self.batch.rows
+        if attention.rotary:
+            cos, sin = attention.rotary.cos, attention.rotary.sin
+            kernels.kv_write(
+                q, k, v, k_pages=None, v_pages=None, slots=None, positions=self.batch.positions, cos=cos, sin=sin
+            )
+        return kernels.attention(
+            q,
+            k,
+            v,
+            q_start=rows.start,
+            q_length=rows.length,
+            kv_start=rows.start,
+            kv_length=rows.length,
+            longest_q=rows.longest,
+            longest_kv=rows.longest,
+            causal=attention.causal,
+            window=attention.window,
+            scale=attention.scale,
+            bias=attention.bias,
+        )
+
+    def attend_source(self, attention: CrossAttention, q: Tensor) -> Tensor:
+        raise TypeError("an encoder has no cross-attention")
+
+
+class PagedKeys:
+    """A decoder's: the keys of a row are in its pages of the cache, and new ones are written there first."""
+
+    def __init__(self, batch: DecoderBatch, cache: KVCache) -> None:
+        self.batch = batch
+        self.cache = cache
+
+    def attend(self, attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        batch, rotary = self.batch, attention.rotary
+        k_pages, v_pages = self.cache.k[attention.layer], self.cache.v[attention.layer]
+        kernels.kv_write(
+            q,
+            k,
+            v,
+            k_pages=k_pages,
+            v_pages=v_pages,
+            slots=batch.slots,
+            positions=batch.positions,
+            cos=rotary.cos if rotary else None,
+            sin=rotary.sin if rotary else None,
+        )
+        return kernels.attention(
+            q,
+            k_pages,
+            v_pages,
+            q_start=batch.rows.start,
+            q_length=batch.rows.length,
+            kv_length=batch.kv_length,
+            longest_q=batch.rows.longest,
+            longest_kv=batch.longest_kv,
+            page_table=batch.page_table,
+            causal=attention.causal,
+            window=attention.window,
+            scale=attention.scale,
+            bias=attention.bias,
+        )
+
+    def attend_source(self, attention: CrossAttention, q: Tensor) -> Tensor:
+        batch = self.batch
+        if batch.cross_page_table is None or batch.cross_length is None:
+            raise ValueError("cross_page_table and cross_length are missing from the batch of a seq2seq model")
+        return kernels.attention(
+            q,
+            self.cache.k[attention.layer],
+            self.cache.v[attention.layer],
+            q_start=batch.rows.start,
+            q_length=batch.rows.length,
+            kv_length=batch.cross_length,
+            longest_q=batch.rows.longest,
+            longest_kv=batch.longest_cross,
+            page_table=batch.cross_page_table,
+            scale=attention.scale,
+        )
+
+
+class SelfAttention(nn.Module):
+    """Queries, keys and values from one GEMM, attention, and the projection of its output."""
+
+    def __init__(
+        self, spec: StackSpec, layer: int, rotary: Rotary | None = None, relative_bias: RelativeBias | None = None
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = spec.head_dim
+        self.causal = spec.causal
+        self.window: Window | None = spec.windows[layer % len(spec.windows)]
+        self.scale = spec.attention_scale
+        self.rotary = rotary
+        self.relative_bias = relative_bias
+        width, kv_width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        self.widths = (width, kv_width, kv_width)
+        self.qkv = Linear(spec.hidden_size, {"q": width, "k": kv_width, "v": kv_width}, bias=spec.qkv_bias)
+        self.output = Linear(width, {"output": spec.hidden_size}, bias=spec.attention_output_bias)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The scores' bias by distance: float32 [heads, 2 * max_distance + 1]."""
+        return self.relative_bias.vector if self.relative_bias else None
+
+    def forward(self, x: Tensor, keys: Keys) -> Tensor:
+        """[T, hidden] -> [T, hidden]"""
+        q, k, v = (heads(part, self.head_dim) for part in self.qkv(x).split(self.widths, dim=-1))
+        return self.output(keys.attend(self, q, k, v).flatten(1))
+
+
+class CrossAttention(nn.Module):
+    """A decoder's attention to the encoded source, whose keys and values were written into pages once."""
+
+    def __init__(self, spec: StackSpec, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = spec.head_dim
+        self.scale = spec.attention_scale
+        width, kv_width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        self.widths = (kv_width, kv_width)
+        self.q = Linear(spec.hidden_size, {"q": width}, bias=spec.qkv_bias)
+        self.kv = Linear(spec.hidden_size, {"k": kv_width, "v": kv_width}, bias=spec.qkv_bias)
+        self.output = Linear(width, {"output": spec.hidden_size}, bias=spec.attention_output_bias)
+
+    def forward(self, x: Tensor, keys: Keys) -> Tensor:
+        """[T, hidden] -> [T, hidden]"""
+        return self.output(keys.attend_source(self, heads(self.q(x), self.head_dim)).flatten(1))
+
+    def write(self, encoded: Tensor, slots: Tensor, cache: KVCache) -> None:
+        """Writes the keys and values of the encoded tokens [T, hidden] into their slots [T] of this layer's pages."""
+        k, v = (heads(part, self.head_dim) for part in self.kv(encoded).split(self.widths, dim=-1))
+        kernels.kv_write(None, k, v, k_pages=cache.k[self.layer], v_pages=cache.v[self.layer], slots=slots)
+
+
+def heads(x: Tensor, head_dim: int) -> Tensor:
+    """[T, heads * head_dim] -> [T, heads, head_dim]"""
+    return x.unflatten(-1, (-1, head_dim))

@@ -1,0 +1,83 @@
+"""GGUF files, llama.cpp's: config and quantized tensors in one; the `gguf` package reads and dequantizes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from tercet.server.models.checkpoint.source import StoredTensor
+from tercet.server.models.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+
+class GGUFFile:
+    """One .gguf file."""
+
+    format: Literal["gguf"] = "gguf"
+
+    def __init__(self, file: Path) -> None:
+        reader = _open(file)
+        self.config_file = self.weights_file = file
+        self.config = {
+            name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")
+        }
+        # Old files leave the size of the vocabulary to the table of its embeddings.
+        words = next((tensor for tensor in reader.tensors if tensor.name == "token_embd.weight"), None)
+        if words is not None:
+            self.config.setdefault(f"{self.config.get('general.architecture')}.vocab_size", int(words.shape[-1]))
+        self._data = {tensor.name: tensor for tensor in reader.tensors}
+        self.tensors = {
+            tensor.name: StoredTensor(
+                name=tensor.name,
+                file=file,
+                shape=tuple(int(size) for size in reversed(tensor.shape)),  # GGUF counts from the fastest dimension
+                dtype=tensor.tensor_type.name,
+                nbytes=int(tensor.n_bytes),
+                numeric=not tensor.tensor_type.name.startswith("I") or tensor.tensor_type.name.startswith("IQ"),
+            )
+            for tensor in sorted(reader.tensors, key=lambda tensor: tensor.data_offset)
+        }
+
+    def read(self, tensor: StoredTensor) -> Tensor:
+        """One tensor, dequantized to float32."""
+        from gguf.quants import dequantize
+
+        stored = self._data[tensor.name]
+        try:
+            values = dequantize(stored.data, stored.tensor_type)
+        except NotImplementedError as error:
+            raise CheckpointError(
+                f"{tensor.file}: tensor {tensor.name} is quantized as {tensor.dtype}: {error}"
+            ) from error
+        # Types that need no dequantizing come as a read-only view of the file, which torch doesn't take.
+        return torch.from_numpy(values if values.flags.writeable else values.copy()).view(tensor.shape)
+
+
+def _open(file: Path) -> Any:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise CheckpointError(f"{file}: reading GGUF files needs the package gguf") from error
+
+    class BoundedReader(GGUFReader):
+        """The package's reader, but reading past the end is an error there and then, not an empty array."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            end = int(offset) + int(count) * np.dtype(dtype).itemsize
+            if end > len(self.data):
+                raise ValueError(f"the header points to byte {end} of {len(self.data)}")
+            return super()._get(offset, dtype, count, override_order)
+
+    try:
+        return BoundedReader(file)
+    except OSError as error:
+        raise CheckpointError(f"{file}: {error.strerror or error}") from error
+    # Whatever a damaged header makes the package stumble over, the user needs to hear one thing.
+    except Exception as error:
+        raise CheckpointError(f"{file}: not a readable GGUF file: {error}") from error

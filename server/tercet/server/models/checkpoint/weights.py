@@ -1,0 +1,185 @@
+"""Filling a transformer from a checkpoint by a table of tensor names, strictly: nothing missing, nothing left over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tercet.server.models.errors import CheckpointError
+from tercet.server.models.layers import Linear
+
+if TYPE_CHECKING:
+    from tercet.server.models.checkpoint.source import Checkpoint, StoredTensor
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and the bytes there are."""
+
+
+@dataclass(frozen=True)
+class Into:
+    """Where a checkpoint's tensor goes."""
+
+    parameter: str
+    """A parameter of the transformer, `{}` for the layer."""
+    fuse: str | None = None
+    """The part of a fused `Linear` by name; None is all of the parameter."""
+    transpose: bool = False
+    """Stored [in, out], as GPT-2's Conv1D."""
+    interleaved: bool = False
+    """The rows of a head are in llama.cpp's order, rotary pairs side by side and not half a head apart."""
+    spare: bool = False
+    """A second name for a tensor, read only where no other name of the same parameter is in the file."""
+
+
+WeightTable = Mapping[str, "Into | str | None"]
+"""Tensor names, `{}` for the layer, and where they go: a string is all of a parameter, `None` known and unused."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One tensor to be copied to the rows `start` ... `start + size` of a parameter."""
+
+    tensor: StoredTensor
+    into: Into
+    parameter: str
+    start: int
+    size: int
+
+
+def find(name: str, table: WeightTable, prefix: str) -> tuple[Into | None, str] | None:
+    """Where a tensor goes and its layer; (None, ...) for one known and unused, None for one the table doesn't know."""
+    name = name.removeprefix(prefix)
+    layer = _layer(name)
+    template = name if name in table else name.replace(f".{layer}.", ".{}.", 1)
+    if template not in table:
+        return None
+    into = table[template]
+    return (Into(into) if isinstance(into, str) else into), layer
+
+
+def load_weights(
+    transformer: nn.Module,
+    transfers: list[Transfer],
+    checkpoint: Checkpoint,
+    *,
+    head_dim: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+) -> None:
+    """Reads the planned tensors straight into their places; beside the model, one of them at a time is in memory.
+
+    The parameters of `transformer`, so far on the meta device, get storage on `device` in `dtype`. `head_dim` is that
+    of heads whose rows are interleaved.
+    """
+    total = sum(transfer.tensor.nbytes for transfer in transfers)
+    done = 0
+    for transfer in transfers:
+        source = checkpoint.read(transfer.tensor).to(device)
+        if transfer.into.interleaved:
+            source = _half_split(source, head_dim)
+        if transfer.into.transpose:
+            source = source.t()
+        destination = _storage(transformer, transfer.parameter, device, dtype)
+        rows = destination.narrow(0, transfer.start, transfer.size)
+        if rows.ndim == 2:
+            rows.t().copy_(source.t())  # rows are stored by columns: so copied, a CPU writes them in order
+        else:
+            rows.copy_(source)
+        done += transfer.tensor.nbytes
+        if progress:
+            progress(done, total)
+
+
+def plan(transformer: nn.Module, checkpoint: Checkpoint, table: WeightTable, prefix: str) -> list[Transfer]:
+    """Which tensor goes where, in the order of the files; nothing is read or allocated.
+
+    `prefix` may stand before a tensor's name, as that of a base model within one with a head. Raises CheckpointError on
+    a missing, unexpected or misshapen tensor, or one that is stored as no weight could be, naming it and its file.
+    """
+    parameters = dict(transformer.named_parameters())
+    places = {name: _parts(transformer, name) for name in parameters}
+    chosen: dict[tuple[str, str], Transfer] = {}
+    for tensor in checkpoint.tensors.values():
+        found = find(tensor.name, table, prefix)
+        if found is None:
+            raise CheckpointError(f"{tensor.file}: unexpected tensor {tensor.name}")
+        into, layer = found
+        if into is None:
+            continue
+        parameter = into.parameter.format(layer)
+        parts = {part: place for part, place in places.get(parameter, {}).items() if into.fuse in (None, part)}
+        if not parts:
+            raise CheckpointError(f"{tensor.file}: unexpected tensor {tensor.name}: the config leaves no place for it")
+        start, size = min(start for start, _ in parts.values()), sum(size for _, size in parts.values())
+        _check(tensor, (size, *parameters[parameter].shape[1:]), into)
+        others = {chosen[parameter, part] for part in parts if (parameter, part) in chosen}
+        if others and into.spare:
+            continue
+        for other in others:
+            if not other.into.spare:
+                raise CheckpointError(f"{tensor.file}: {tensor.name} and {other.tensor.name} name the same parameter")
+        chosen.update({(parameter, part): Transfer(tensor, into, parameter, start, size) for part in parts})
+    for parameter, parts in places.items():
+        for part in parts:
+            if (parameter, part) not in chosen:
+                name = _stored_name(parameter, part, table)
+                shared = prefix if any(stored.startswith(prefix) for stored in checkpoint.tensors) else ""
+                raise CheckpointError(f"{checkpoint.weights_file}: missing tensor {shared}{name}")
+    return list(dict.fromkeys(chosen.values()))
+
+
+def _layer(name: str) -> str:
+    """The first number among the components of a name, or ""."""
+    return next((part for part in name.split(".") if part.isdecimal() and str(int(part)) == part), "")
+
+
+def _parts(transformer: nn.Module, parameter: str) -> dict[str, tuple[int, int]]:
+    """The parts of a parameter: their first rows and sizes. One that isn't fused is a single part without a name."""
+    owner = transformer.get_submodule(parameter.rpartition(".")[0])
+    rows = transformer.get_parameter(parameter).shape[0]
+    if not isinstance(owner, Linear) or len(owner.parts) == 1:
+        return {"": (0, rows)}
+    ends = torch.tensor(list(owner.parts.values())).cumsum(0).tolist()
+    return {part: (end - size, size) for (part, size), end in zip(owner.parts.items(), ends, strict=True)}
+
+
+def _check(tensor: StoredTensor, shape: tuple[int, ...], into: Into) -> None:
+    expected = shape[::-1] if into.transpose else shape
+    if tensor.shape != expected:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {tensor.name} has shape {list(tensor.shape)}, the config makes it {list(expected)}"
+        )
+    if not tensor.numeric:
+        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} is stored as {tensor.dtype}, which is no weight")
+
+
+def _stored_name(parameter: str, part: str, table: WeightTable) -> str:
+    """The name a checkpoint would have for a part of a parameter: the table's first."""
+    layer = _layer(parameter)
+    for template, value in table.items():
+        into = Into(value) if isinstance(value, str) else value
+        if into and into.parameter.format(layer) == parameter and into.fuse in (None, part):
+            return template.format(layer)
+    raise LookupError(f"no table entry fills {parameter}")
+
+
+def _storage(transformer: nn.Module, parameter: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The parameter's storage, made when its first tensor comes."""
+    owner_name, _, name = parameter.rpartition(".")
+    owner = transformer.get_submodule(owner_name)
+    planned = transformer.get_parameter(parameter)
+    if not planned.is_meta:
+        return planned
+    storage = torch.empty_strided(planned.shape, planned.stride(), dtype=dtype, device=device)
+    setattr(owner, name, nn.Parameter(storage, requires_grad=False))
+    return storage
+
+
+def _half_split(x: Tensor, head_dim: int) -> Tensor:
+    """Rows [..., pair, 2] of each head to [..., 2, pair]: undoes the permutation of llama.cpp's conversion."""
+    return x.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(x.shape)

@@ -1,0 +1,99 @@
+"""A model: an architecture with one checkpoint loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from tercet.server.models.attention import FlatKeys, PagedKeys
+from tercet.server.models.batch import KVCache
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tercet.server.models.batch import DecoderBatch, EncoderBatch
+    from tercet.server.models.spec import Family, TransformerSpec
+    from tercet.server.models.transformer import Stack, Transformer
+
+
+class Model:
+    """What an engine runs. No parameter wants a gradient; run it under `torch.inference_mode()`."""
+
+    def __init__(
+        self,
+        architecture: str,
+        spec: TransformerSpec,
+        transformer: Transformer,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_length: int,
+    ) -> None:
+        """`transformer` has its weights; `max_length` is in tokens, of seq2seq models of a source or a target."""
+        self.architecture = architecture
+        self.spec = spec
+        self.transformer = transformer
+        self.device = device
+        self.dtype = dtype
+        self.max_length = max_length
+        tensors = list(transformer.parameters())
+        self.parameters: int = sum(tensor.numel() for tensor in tensors)
+        self.weight_bytes: int = sum(tensor.nbytes for tensor in tensors)
+
+    @property
+    def family(self) -> Family:
+        """Encoder, decoder or seq2seq."""
+        return self.spec.family
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens there are embeddings for."""
+        return self.spec.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Of the final hidden states."""
+        return self.spec.hidden_size
+
+    def cache_bytes_per_page(self, page_size: int) -> int:
+        """Bytes of keys and values of all layers in one page of `page_size` tokens."""
+        spec = self._decoder.spec
+        return 2 * spec.layers * page_size * spec.kv_heads * spec.head_dim * self.dtype.itemsize
+
+    def new_cache(self, pages: int, page_size: int) -> KVCache:
+        """Pages for this model, zeros."""
+        spec = self._decoder.spec
+        shape = (spec.layers, pages, page_size, spec.kv_heads, spec.head_dim)
+        k, v = (torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2))
+        return KVCache(k, v, page_size)
+
+    def encode(self, batch: EncoderBatch) -> Tensor:
+        """The final hidden states [T, hidden] of an encoder's batch, the last norm applied."""
+        if self.transformer.encoder is None:
+            raise TypeError(f"a {self.family} has nothing to encode with")
+        return self.transformer.encoder(batch.token_ids, batch.positions, batch.type_ids, FlatKeys(batch))
+
+    def write_cross(self, encoded: Tensor, slots: Tensor, cache: KVCache) -> None:
+        """Writes what every layer of a seq2seq decoder attends to of encoded sources, once per source.
+
+        `encoded` [T, hidden] is of `encode`, `slots` int32 [T] are page * page_size + offset, or -1 for padding.
+        """
+        self._decoder.write_source(encoded, slots, cache)
+
+    def decode(self, batch: DecoderBatch, cache: KVCache) -> Tensor:
+        """The final hidden states [T, hidden] of new tokens, which are written into the cache."""
+        return self._decoder(batch.token_ids, batch.positions, None, PagedKeys(batch, cache))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final hidden states [N, hidden] -> float32 [N, vocab]."""
+        if self.transformer.head is None:
+            raise TypeError(f"{self.architecture} has no head")
+        scaled = hidden if self.spec.head_scale == 1 else hidden * self.spec.head_scale
+        return self.transformer.head(scaled).float()
+
+    @property
+    def _decoder(self) -> Stack:
+        if self.transformer.decoder is None:
+            raise TypeError(f"an {self.family} has no decoder")
+        return self.transformer.decoder
