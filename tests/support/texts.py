@@ -21,7 +21,9 @@ GAPS = ("", " ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", " \n ", "\u00a0", "\u3
 def texts(count: int, seed: int = 0) -> list[str]:
     """`count` texts: each piece and special token alone and amid spaces, then random mixtures of all, then random characters."""
     random_ = random.Random(seed)
-    made = [before + piece + after for piece in (*PIECES, *SPECIAL) for before, after in (("", ""), (" ", " "), ("a", "b"))]
+    made = [
+        before + piece + after for piece in (*PIECES, *SPECIAL) for before, after in (("", ""), (" ", " "), ("a", "b"))
+    ]
     while len(made) < count:
         pool = random_.choice((PIECES, PIECES, (*PIECES, *SPECIAL)))
         made.append("".join(random_.choice(pool) + random_.choice(GAPS) for _ in range(random_.randint(1, 12))))

@@ -122,7 +122,13 @@ class Fields:
 
 
 def _kind(value: object) -> str:
-    return {dict: "an object", list: "a list", str: "a string"}.get(type(value), _show(value))
+    match value:
+        case list():
+            return "a list"
+        case str():
+            return "a string"
+        case _:
+            return _show(value)
 
 
 def _show(value: object) -> str:

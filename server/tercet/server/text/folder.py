@@ -109,35 +109,41 @@ def _stated(folder: Path, config: Fields) -> Iterator[tuple[str, Any]]:
 
 def _add_tokens(backend: tokenizers.Tokenizer, config: Fields, named: Mapping[str, AddedToken]) -> None:
     """Tokens that the folder's files add to the vocabulary: by id, by name, and the nameless special ones."""
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    by_id = config.values.get("added_tokens_decoder") or {}
+    known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    key = "added_tokens_decoder"
+    by_id = config.values.get(key) or {}
     if not isinstance(by_id, dict) or not all(i.isdecimal() and int(i) <= MAX_TOKEN_ID for i in by_id):
-        raise config.error("added_tokens_decoder", "must be an object whose keys are token ids")
+        raise config.error(key, "must be an object whose keys are token ids")
     for token_id in sorted(by_id, key=int):
-        token = _added_token(config, "added_tokens_decoder", by_id[token_id])
+        token = _added_token(config, key, by_id[token_id])
         if token.content not in known:
             backend.add_tokens([token])
+            known[token.content] = token
             if backend.token_to_id(token.content) != int(token_id):
-                raise config.error(
-                    "added_tokens_decoder", f"the tokenizer can't give {token.content!r} the id {token_id}"
-                )
-    extra = config.values.get("extra_special_tokens") or config.values.get("additional_special_tokens") or []
+                raise config.error(key, f"the vocabulary can't give {token.content!r} the id {token_id}")
+    key = "extra_special_tokens"
+    extra = config.values.get(key) or config.values.get("additional_special_tokens") or []
     extra = list(extra.values()) if isinstance(extra, dict) else extra
     if not isinstance(extra, list):
-        raise config.error("extra_special_tokens", "must be a list of tokens")
-    backend.add_special_tokens([*named.values(), *(_added_token(config, "extra_special_tokens", e) for e in extra)])
+        raise config.error(key, "must be a list of tokens")
+    special = [*named.values(), *(_added_token(config, key, value) for value in extra)]
+    # a token that is there already keeps its way of matching spaces
+    backend.add_special_tokens([known.get(token.content, token) for token in special])
 
 
 def _added_token(config: Fields, key: str, value: object) -> AddedToken:
     match value:
         case str():
             return AddedToken(value, special=True, normalized=False)
-        case {"content": str(content)}:
-            flags = {
-                name: bool(value.get(name, name == "special"))
-                for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
-            }
-            return AddedToken(content, **flags)
+        case {"content": str(content), **flags}:
+            return AddedToken(
+                content,
+                single_word=flags.get("single_word") is True,
+                lstrip=flags.get("lstrip") is True,
+                rstrip=flags.get("rstrip") is True,
+                normalized=flags.get("normalized") is True,
+                special=flags.get("special", True) is True,
+            )
         case _:
             raise config.error(key, "must be a token: a string, or an object with its content")
 

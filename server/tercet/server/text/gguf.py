@@ -116,6 +116,7 @@ _SPLITS: dict[str, str | None] = {
     "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
+_MERGES = "tokenizer.ggml.merges"
 _TOKEN_ID_KEYS = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -136,12 +137,9 @@ def gguf_tokenizer(metadata: Fields) -> tuple[Tokenizer, dict[str, str]]:
     if split not in _SPLITS:
         raise metadata.error("tokenizer.ggml.pre", f"must be one of {', '.join(_SPLITS)}, is {split!r}")
     tokens = metadata.strings("tokenizer.ggml.tokens")
-    key = "tokenizer.ggml.merges"
-    merges = [tuple(merge.split(" ")) for merge in metadata.strings(key)]
-    if odd := next((merge for merge in merges if len(merge) != 2), None):
-        raise metadata.error(key, f"{' '.join(odd)!r} is not a pair of tokens")
+    merges = _pairs(metadata, metadata.strings(_MERGES))
     vocabulary = {token if spelled(token) else spell(token.encode()): index for index, token in enumerate(tokens)}
-    backend = guarded(lambda: byte_level_bpe(vocabulary, merges, split=_SPLITS[split]), metadata.file, key)
+    backend = guarded(lambda: byte_level_bpe(vocabulary, merges, split=_SPLITS[split]), metadata.file, _MERGES)
     named = {
         name: tokens[token_id]
         for name, key in _TOKEN_ID_KEYS.items()
@@ -154,6 +152,16 @@ def gguf_tokenizer(metadata: Fields) -> tuple[Tokenizer, dict[str, str]]:
         after=named.get("eos_token") if metadata.boolean("tokenizer.ggml.add_eos_token", False) else None,
     )
     return checked(backend, metadata.file), named
+
+
+def _pairs(metadata: Fields, merges: list[str]) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    for merge in merges:
+        left, space, right = merge.partition(" ")
+        if not space or " " in right:
+            raise metadata.error(_MERGES, f"{merge!r} is not a pair of tokens")
+        pairs.append((left, right))
+    return pairs
 
 
 def _add_tokens(backend: Tokenizer, metadata: Fields, tokens: list[str], named: dict[str, str]) -> None:

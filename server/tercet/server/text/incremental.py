@@ -77,7 +77,7 @@ class _Window:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._decode = tokenizer.backend.decode
         self._byte_ids = tokenizer.byte_ids
-        self._context: list[int] = []  # the last token that added text, and the last token
+        self._context: list[int] = []  # the last token, after one that added text if it added none itself
         self._context_text = ""
         self._held: list[int] = []
 
@@ -94,7 +94,7 @@ class _Window:
             return ""
         text = self._decode(self._context + self._held, skip_special_tokens=False)
         added = text[len(self._context_text) :]
-        self._context = [*([] if added else self._context[:1]), self._held[-1]]
+        self._context = self._held[-2:] if added else [*self._context[:1], self._held[-1]]
         self._context_text = self._decode(self._context, skip_special_tokens=False)
         self._held = []
         return added

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def open_match(text: str, patterns: Sequence[str]) -> int:
-    """Where a match of one of `patterns` begins in `text` that only text to come can complete; else the end of `text`."""
+    """Where `text` begins a match of one of `patterns` that only text to come can complete; else the end of `text`."""
     longest = max(map(len, patterns), default=0)
     for start in range(max(0, len(text) - longest + 1), len(text)):
         rest = text[start:]
