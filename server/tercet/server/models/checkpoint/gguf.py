@@ -65,17 +65,15 @@ def _open(file: Path) -> Any:
     except ImportError as error:
         raise CheckpointError(f"{file}: reading GGUF files needs the package gguf") from error
 
-    class BoundedReader(GGUFReader):
-        """The package's reader, but reading past the end is an error there and then, not an empty array."""
+    class Reader(GGUFReader):
+        """The package's reader; but to read past the end is an error, not an empty array, and a view takes one step."""
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
-            end = int(offset) + int(count) * np.dtype(dtype).itemsize
-            if end > len(self.data):
-                raise ValueError(f"the header points to byte {end} of {len(self.data)}")
-            return super()._get(offset, dtype, count, override_order)
+            order = self.byte_order if override_order is None else override_order
+            return np.frombuffer(self.data, np.dtype(dtype).newbyteorder(order), int(count), int(offset))
 
     try:
-        return BoundedReader(file)
+        return Reader(file)
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror or error}") from error
     # Whatever a damaged header makes the package stumble over, the user needs to hear one thing.
