@@ -33,7 +33,7 @@ class ServiceError(Exception):
     def __init__(self, message: str, *, field: str | None = None, retry_after: float | None = None, **metadata: str):
         """`field` is the path of the request's field, `retry_after` is in seconds, `metadata` goes into ErrorInfo."""
         super().__init__(message)
-        self.message = message[:_LONGEST_MESSAGE]
+        self.message = self.description = message[:_LONGEST_MESSAGE]
         self.field = field
         self.retry_after = retry_after
         self.metadata = metadata
@@ -45,6 +45,7 @@ class InvalidArgumentError(ServiceError):
     def __init__(self, field: str, description: str):
         """The path of the field as in "inputs[3].text", and what is wrong with it."""
         super().__init__(f"{field}: {description}", field=field)
+        self.description = description[:_LONGEST_MESSAGE]
 
 
 class ModelNotFoundError(ServiceError):
@@ -102,7 +103,7 @@ def to_status(error: ServiceError) -> Status:
     code, reason = TABLE[type(error)]
     details: list[Message] = [ErrorInfo(reason=reason, domain=DOMAIN, metadata=error.metadata)]
     if error.field is not None:
-        violation = BadRequest.FieldViolation(field=error.field, description=error.message)
+        violation = BadRequest.FieldViolation(field=error.field, description=error.description)
         details.append(BadRequest(field_violations=[violation]))
     if error.retry_after is not None:
         delay = Duration()

@@ -14,7 +14,7 @@ import logging
 import re
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NO_DEADLINE = 1e8  # seconds; gRPC says "never" by a date far away
 _CLOCKS = 0.005  # seconds by which gRPC's clock and ours may differ
 _ELSEWHERE = 0.1  # seconds until a client that is turned away should try another server
 _CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -69,8 +68,8 @@ class Call:
         self.stage = "queued"
         """Of generation: "queued" until its first token, then "decode"."""
         self.started = time.monotonic()
-        left = context.time_remaining()
-        self.deadline: float | None = self.started + left if left < _NO_DEADLINE else None
+        left = cast("float | None", context.time_remaining())
+        self.deadline = None if left is None else self.started + left
         """time.monotonic() at which the client gives up."""
         self._context = context
 

@@ -1,0 +1,97 @@
+"""Servers with fake engines, and stubs to call them with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import grpc
+import pytest
+from support.server import RunningServer, running_server
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from tercet.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from tercet.v1.generation_pb2_grpc import GenerationServiceStub
+from tercet.v1.models_pb2_grpc import ModelServiceStub
+from tercet.v1.text_pb2_grpc import TextServiceStub
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+FAKE_LAUNCHER = (sys.executable, str(Path(__file__).with_name("fake_server.py")))
+CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+WORDS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, **{f"w{i}": i for i in range(4, 60)}}
+
+
+class Stubs(NamedTuple):
+    """One channel to a server."""
+
+    channel: grpc.Channel
+    models: ModelServiceStub
+    embedding: EmbeddingServiceStub
+    generation: GenerationServiceStub
+    text: TextServiceStub
+
+
+@contextmanager
+def connect(server: RunningServer, *options: tuple[str, int]) -> Iterator[Stubs]:
+    """Stubs for a server."""
+    with grpc.insecure_channel(server.address, options=options) as channel:
+        stubs = (ModelServiceStub, EmbeddingServiceStub, GenerationServiceStub, TextServiceStub)
+        yield Stubs(channel, *(stub(channel) for stub in stubs))
+
+
+def fake_checkpoint(folder: Path, model_type: str, *, chat: bool = False, **fake: object) -> Path:
+    """A checkpoint for the fake engine: words w4 to w59, each the token of its number."""
+    folder.mkdir(parents=True)
+    tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    if model_type == "bert":
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"model_type": model_type, "eos_token_id": 40, "decoder_start_token_id": 0, "fake": fake}
+    (folder / "config.json").write_text(json.dumps(config | {"is_encoder_decoder": model_type == "t5"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE} if chat else {}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One checkpoint of each family: "encoder", "decoder" (with a chat template), "seq2seq"."""
+    folder = tmp_path_factory.mktemp("fake")
+    return {
+        "encoder": fake_checkpoint(folder / "encoder", "bert"),
+        "decoder": fake_checkpoint(folder / "decoder", "gpt2", chat=True),
+        "seq2seq": fake_checkpoint(folder / "seq2seq", "t5"),
+    }
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., AbstractContextManager[RunningServer]]:
+    """Starts a server with fake engines: `start({name: checkpoint}, *flags)`."""
+
+    def run(models: dict[str, Path], *flags: str, **options: object) -> AbstractContextManager[RunningServer]:
+        return running_server(models, "--lame-duck", "0", *flags, launcher=FAKE_LAUNCHER, timeout=30, **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def server(checkpoints: dict[str, Path], start: Callable[..., AbstractContextManager[RunningServer]]):
+    """A server with a model of each family."""
+    with start(checkpoints) as running:
+        yield running
+
+
+@pytest.fixture
+def stubs(server: RunningServer) -> Iterator[Stubs]:
+    """Stubs for it."""
+    with connect(server) as connected:
+        yield connected
