@@ -27,6 +27,11 @@ def start(client):
     return client.stream("a b c", max_new_tokens=PIECES)
 
 
+def wait_for_arrival(fake):
+    while not fake.attempts("GenerateStream"):
+        time.sleep(0.01)
+
+
 def assert_cancelled(fake):
     assert fake.stream_ended.wait(5)
     assert fake.pieces_sent < FEW
@@ -84,14 +89,14 @@ def test_close_from_another_thread_ends_the_loop(fake, client):
 
 def test_dropping_a_stream_that_nobody_reads(fake, client):
     stream = start(client)
-    while not fake.attempts("GenerateStream"):
-        time.sleep(0.01)
+    wait_for_arrival(fake)
     del stream
     assert_cancelled(fake)
 
 
 def test_closing_the_client(fake, client):
     stream = start(client)
+    wait_for_arrival(fake)
     client.close()
     assert_cancelled(fake)
     stream.close()

@@ -10,6 +10,7 @@ reach or in time; 130 interrupted.
 import os
 import sys
 from importlib.metadata import entry_points, version
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -61,7 +62,7 @@ def added_command(name: str) -> Any:
         missing = error.name
 
         def function() -> None:
-            fail(f"{name} needs the server ({missing} is missing): pip install 'tercet[server]'", 1)
+            fail(f"{name} needs {missing}: pip install 'tercet[server]'", 1)
 
         function.__doc__ = "Not installed: comes with the extra 'server'."
         settings = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -101,6 +102,9 @@ for command in (commands.embed, commands.generate, commands.chat, commands.token
 def main() -> None:
     """Runs the command line."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log would repeat the error that we print
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character is no reason to stop
     app(prog_name="tercet")
 
 
