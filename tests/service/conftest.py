@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 import pytest
-from support.server import RunningServer, running_server
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from support.server import RunningServer, running_server
 from tercet.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tercet.v1.generation_pb2_grpc import GenerationServiceStub
 from tercet.v1.models_pb2_grpc import ModelServiceStub
@@ -48,7 +48,7 @@ def connect(server: RunningServer, *options: tuple[str, int]) -> Iterator[Stubs]
 def fake_checkpoint(folder: Path, model_type: str, *, chat: bool = False, **fake: object) -> Path:
     """A checkpoint for the fake engine: words w4 to w59, each the token of its number."""
     folder.mkdir(parents=True)
-    tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="[UNK]"))  # noqa: S106  a word, not a secret
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
     if model_type == "bert":

@@ -1,6 +1,6 @@
 """`tercet serve`: from the command line to a running server.
 
-Exit codes: 0 after a drain; 2 for settings, checkpoints and ports that can't be used, with one line that says why; 1 for
+Exit codes: 0 after a drain; 2 for settings, checkpoints and ports that can't be used, and one line says why; 1 for
 failures.
 """
 

@@ -1,8 +1,8 @@
 """The messages between the service (front end) and an engine, and nothing else.
 
-Frames are a 4-byte little-endian length followed by one msgpack-encoded message. The engine connects to a Unix socket in
-a directory of mode 0700 that the supervisor made. End of file is the death of the other side. Every message of an engine
-bears the incarnation it was started with, so that a message of a dead engine is never taken for one of its successor.
+Frames are a 4-byte little-endian length followed by one msgpack-encoded message. The engine connects to a Unix socket
+in a directory of mode 0700 that the supervisor made. End of file is the death of the other side. Every message of an
+engine bears the incarnation it was started with, so that one of a dead engine is never taken for its successor's.
 
 The front end never imports torch, the engine never imports grpc: this module imports neither.
 """
