@@ -8,7 +8,7 @@ import pytest
 
 from support.engine import Answers, generate, null_engine, run
 from support.null_model import POISON, VOCAB_SIZE, continuation
-from tercet.server.wire import Embed
+from tercet.server.wire import Embed, Rejected
 
 START = [5]
 
@@ -224,6 +224,26 @@ def test_poison_fails_alone(family):
     assert answers.steps[-1].pages_used == 0
     again = run(engine, request(family, 50, [1, 2], 3))
     assert again.tokens[50, 0] == expected(family, [1, 2], 3)
+
+
+def test_a_request_is_rejected_once(monkeypatch):
+    """Two samples in one batch: when one fails alone, nothing more is said for the other."""
+    engine, model = null_engine()
+    engine.submit(generate(1, [1, 2], 9, n=2))
+    engine.step()
+    engine.step()
+    decode, failures = model.decode, [1, 1]
+
+    def flaky(batch, cache):
+        if failures:
+            failures.pop()
+            raise RuntimeError("a passing fault")
+        return decode(batch, cache)
+
+    monkeypatch.setattr(model, "decode", flaky)
+    step = engine.step()
+    assert [type(output) for output in step.outputs] == [Rejected]
+    assert (step.pages_used, step.stats, engine.busy) == (0, [], False)
 
 
 def test_poison_among_embeddings():

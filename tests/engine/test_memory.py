@@ -1,6 +1,7 @@
 """How many pages an engine gets, and the numbers it refuses with."""
 
 import pytest
+
 from support.engine import settings
 from support.null_model import NullModel
 from tercet.server.engine.memory import TooLargeError, count_pages

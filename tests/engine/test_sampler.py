@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from transformers import MinNewTokensLengthLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
 from support.engine import generate
 from tercet.server.engine.batch import PackedBuffer
 from tercet.server.engine.sampler import choose, pack_sampling, unpack_sampling
 from tercet.server.engine.sequence import generation_request
-from transformers import MinNewTokensLengthLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 VOCAB_SIZE = 37
 PROMPT = [3, 9, 9, 30]
@@ -30,7 +31,7 @@ def process(rows, logits):
     return choose(logits, unpack_sampling(buffer.upload(torch.device("cpu"))))
 
 
-def random_logits(rows=len(GENERATED)):
+def random_logits(rows=3):
     return torch.randn(rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
 
 
@@ -40,9 +41,8 @@ def test_repetition_penalty(family, penalty):
     logits = random_logits()
     processor = RepetitionPenaltyLogitsProcessor(penalty)
     start = [1, 2] if family == "seq2seq" else PROMPT
-    wanted = [
-        processor(torch.tensor([start + tokens]), logits[row : row + 1].clone()) for row, tokens in enumerate(GENERATED)
-    ]
+    ids = [torch.tensor([start + tokens]) for tokens in GENERATED]
+    wanted = [processor(ids[row], logits[row : row + 1].clone()) for row in range(3)]
     process(sequences(family, repetition_penalty=penalty), logits)
     torch.testing.assert_close(logits, torch.cat(wanted))
 
@@ -51,7 +51,8 @@ def test_ends_are_suppressed_before_the_minimum():
     logits = random_logits()
     processor = MinNewTokensLengthLogitsProcessor(len(PROMPT), 2, [4, 7, 30], device="cpu")
     wanted = [
-        processor(torch.tensor([PROMPT + tokens]), logits[row : row + 1].clone()) for row, tokens in enumerate(GENERATED)
+        processor(torch.tensor([PROMPT + tokens]), logits[row : row + 1].clone())
+        for row, tokens in enumerate(GENERATED)
     ]
     process(sequences(eos_ids=[30, 7], stop_ids=[4], min_new_tokens=2), logits)
     torch.testing.assert_close(logits, torch.cat(wanted))

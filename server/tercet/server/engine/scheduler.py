@@ -205,7 +205,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         """Frees the pages of a sequence that runs no more, and those of its source after the last of its request."""
         self._pool.release(sequence.pages)
-        sequence.pages, sequence.computed = [], 0
+        sequence.pages = []
         request = sequence.request
         if request.cross_pages and not any(s.state == "running" and s is not sequence for s in request.sequences):
             self._pool.release(request.cross_pages)

@@ -1,0 +1,66 @@
+"""From settings to a warm engine, and what stops it."""
+
+import pytest
+import torch
+
+from support.checkpoints import VOCAB_SIZE, tiny_bert, tiny_llama, tiny_t5
+from support.engine import generate, null_engine, run, settings
+from tercet.kernels import dispatch
+from tercet.server.engine.loading import StartError, load_engine, warm_up
+from tercet.server.engine.memory import TooLargeError
+from tercet.server.models import CheckpointError
+from tercet.server.wire import Embed
+
+
+@pytest.fixture(autouse=True)
+def process_settings():
+    """Puts back what an engine sets for its process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    dispatch.select("auto")
+
+
+@pytest.mark.parametrize(
+    ("make", "family", "max_length"),
+    [(tiny_bert, "encoder", 64), (tiny_llama, "decoder", 100), (tiny_t5, "seq2seq", 64)],
+)
+def test_every_family_starts(tmp_path, make, family, max_length):
+    """Encoders read a sequence in one batch, so that `max_batch_tokens` bounds it; decoders take it in chunks."""
+    reports = []
+    source = str(make(tmp_path))
+    engine, info = load_engine(settings(source=source, max_length=90, max_batch_tokens=64), reports.append)
+    assert (info.family, info.max_length, info.vocab_size) == (family, max_length, VOCAB_SIZE)
+    assert info.tasks == (["embed"] if family == "encoder" else ["generate"])
+    assert info.embedding_size == (48 if family == "encoder" else None)
+    assert (info.pages > 0) == (family != "encoder")
+    assert reports[-1].stage == "warm-up"
+    assert reports[-1].done == reports[-1].total
+    assert torch.get_num_threads() == 1
+    if family == "encoder":
+        assert len(run(engine, Embed(id=0, token_ids=[1, 2], pooling="cls", normalize=True)).vectors[0]) == 4 * 48
+    else:
+        start = [0] if family == "seq2seq" else []
+        assert len(run(engine, generate(0, [1, 2], 3, decoder_ids=start)).tokens[0, 0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"source": "/nowhere/at/all"}, CheckpointError, "/nowhere/at/all"),
+        ({"memory": 300_000}, TooLargeError, "tiny: its share of memory is 0.3 MiB"),
+        ({"memory": 1_000_000, "max_rows": 64}, TooLargeError, "a batch"),
+        ({"kernels": "triton"}, StartError, "--kernels triton .*TRITON_INTERPRET"),
+    ],
+)
+def test_what_stops_an_engine(tmp_path, changes, error, words):
+    source = str(tiny_llama(tmp_path))
+    with pytest.raises(error, match=words):
+        load_engine(settings(**{"source": source} | changes), lambda report: None)
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder", "seq2seq"])
+def test_a_model_that_fails_is_not_ready(family):
+    engine, _ = null_engine(family, heavy=1)
+    with pytest.raises(StartError, match="warm-up failed"):
+        warm_up(engine, engine._limits, lambda done, total: None)

@@ -1,0 +1,118 @@
+"""The engine's process: its messages, and how it ends."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from support.checkpoints import VOCAB_SIZE, tiny_llama
+from support.engine import Answers, generate
+from support.engine_process import engine_process
+from tercet.server import wire
+
+LONG = {"new_tokens": 200, "temperature": 1.0}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny_llama(tmp_path_factory.mktemp("checkpoint"))
+
+
+def test_life_of_an_engine(checkpoint):
+    with engine_process(source=str(checkpoint), incarnation=3, memory=1 << 28, page_size=8) as engine:
+        *loading, ready = engine.started()
+        assert isinstance(ready, wire.Ready), ready
+        stages = [message.stage for message in loading]
+        assert sorted(set(stages), key=stages.index) == ["weights", "pages", "warm-up"]
+        assert all(0 <= message.done <= message.total for message in loading)
+        assert {message.incarnation for message in [*loading, ready]} == {3}
+        model = ready.model
+        assert (model.architecture, model.family, model.tasks) == ("llama", "decoder", ["generate"])
+        assert (model.max_length, model.vocab_size, model.page_size) == (256, VOCAB_SIZE, 8)
+        assert model.pages == 8 * 32
+        assert model.memory > model.pages * 8 * 2 * 3 * 2 * 16 * 4
+
+        answers = engine.answers(generate(1, [5, 6, 7], 4, n=2), generate(2, [9], 3), count=3)
+        assert {key: len(tokens) for key, tokens in answers.tokens.items()} == {(1, 0): 4, (1, 1): 4, (2, 0): 3}
+        assert answers.tokens[1, 0] == answers.tokens[1, 1]
+        assert answers.steps[-1].pages_used == 0
+        assert answers.steps[-1].kernel_launches["paged_attention/cpu"] > 0
+
+        # A reader that goes away: its pages are free after the next step, the other's remain.
+        engine.send(generate(3, [1] * 40, **LONG), generate(4, [2, 3], **LONG))
+        while (step := engine.receive()).pages_used < 6:
+            pass
+        engine.send(wire.Cancel(id=3))
+        heard = Answers()
+        while step.pages_used >= 6:
+            step = engine.receive()
+            heard.add(step)
+        assert {output.id for output in step.outputs} == {4}
+        engine.send(wire.Cancel(id=4), wire.Cancel(id=99))
+        while (step := engine.receive()).running:
+            pass
+        assert (step.pages_used, step.waiting) == (0, 0)
+
+        rejected = engine.answers(generate(5, [VOCAB_SIZE], 4), count=1).rejected
+        assert rejected == {5: "invalid"}
+        rejected = engine.answers(generate(6, [1], 4, deadline=time.monotonic() - 1), count=1).rejected
+        assert rejected == {6: "deadline"}
+
+        engine.process.send_signal(signal.SIGINT)  # a terminal's Ctrl-C is the front end's matter
+        assert len(engine.answers(generate(7, [5, 6, 7], 4), count=1).tokens[7, 0]) == 4
+
+        engine.send(generate(8, [1], **LONG), wire.Stop())
+        assert engine.exit_code(5) == 0
+
+
+def test_a_busy_engine_ends_with_its_socket(checkpoint):
+    with engine_process(source=str(checkpoint)) as engine:
+        engine.started()
+        engine.send(*(generate(key, [1], **LONG) for key in range(50)))
+        engine.receive()
+        engine.socket.close()
+        assert engine.exit_code(2) == 0
+
+
+def test_a_loading_engine_ends_with_its_socket(checkpoint):
+    with engine_process(source=str(checkpoint)) as engine:
+        engine.socket.close()
+        assert engine.exit_code() == 0
+
+
+def test_an_engine_ends_with_its_parent(checkpoint):
+    """The parent is killed: nobody closes anything, and still no engine is left behind."""
+    code = (
+        "import sys; from support.engine_process import EngineProcess\n"
+        "engine = EngineProcess(source=sys.argv[1]); engine.started()\n"
+        "print(engine.process.pid, flush=True); engine.receive()"
+    )
+    command = [sys.executable, "-c", code, str(checkpoint)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": "tests"}) as parent:
+        child = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 5
+    while is_alive(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_alive(pid):
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_an_engine_that_can_not_start_says_why():
+    with engine_process(source="/nowhere/at/all") as engine:
+        failed = engine.started()[-1]
+        assert isinstance(failed, wire.Failed)
+        assert "/nowhere/at/all" in failed.message
+        assert "\n" not in failed.message
+        assert engine.exit_code() == 2
+        assert b"Traceback" not in engine.process.stderr.read()

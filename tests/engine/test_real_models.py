@@ -1,0 +1,128 @@
+"""The engine around real (tiny) checkpoints against transformers, alone and among others."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from support.checkpoints import VOCAB_SIZE, tiny_bert, tiny_llama, tiny_t5
+from support.engine import engine_of, generate, run
+from tercet.server.models import load_model
+from tercet.server.wire import Embed
+
+EOS = [7, 11]
+START = [0]
+NEW_TOKENS = 12
+LAYOUTS = [("packed", 200), ("padded", 200), ("packed", 23), ("padded", 23)]  # with 23 pages, sequences are preempted
+MAKERS = {"decoder": (tiny_llama, AutoModelForCausalLM), "seq2seq": (tiny_t5, AutoModelForSeq2SeqLM)}
+
+
+def random_ids(rng, longest):
+    return [rng.randrange(1, VOCAB_SIZE) for _ in range(rng.randint(1, longest))]
+
+
+PROMPTS = [random_ids(random.Random(key), 40) for key in range(6)]
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def generative(request, tmp_path_factory):
+    """Family, our model and transformers' of one checkpoint."""
+    make, auto = MAKERS[request.param]
+    folder = make(tmp_path_factory.mktemp(request.param))
+    ours = load_model(folder, device=torch.device("cpu"), dtype="float32", max_length=128)
+    return request.param, ours, auto.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def ask(family, key, ids, **options):
+    start = START if family == "seq2seq" else []
+    options = {"eos_ids": EOS, "new_tokens": NEW_TOKENS} | options
+    return generate(key, ids, options.pop("new_tokens"), decoder_ids=start, **options)
+
+
+def reference(family, model, ids, eos=EOS, **options):
+    """What transformers generates after `ids`."""
+    output = model.generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=NEW_TOKENS,
+        do_sample=False, eos_token_id=eos or None, pad_token_id=0, **options,
+    )  # fmt: skip
+    return output[0, len(START) if family == "seq2seq" else len(ids) :].tolist()
+
+
+def others(family, count=6):
+    """Random requests that share the batches."""
+    rng = random.Random(99)
+    return [
+        ask(family, 1000 + key, random_ids(rng, 50), temperature=rng.choice([0.0, 1.0]), seed=key, n=rng.choice([1, 2]))
+        for key in range(count)
+    ]
+
+
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.4}, {"min_new_tokens": 9}])
+def test_greedy_tokens_are_those_of_transformers(generative, options):
+    family, ours, theirs = generative
+    wanted = [reference(family, theirs, ids, **options) for ids in PROMPTS]
+    alone = [run(engine_of(ours), ask(family, 0, ids, **options)).tokens[0, 0] for ids in PROMPTS]
+    assert alone == wanted
+    assert len({tuple(tokens) for tokens in wanted}) == len(PROMPTS)
+    for layout, pages in LAYOUTS:
+        mine = [ask(family, key, ids, **options) for key, ids in enumerate(PROMPTS)]
+        mixed = [message for pair in zip(mine, others(family, 6), strict=True) for message in pair]
+        engine = engine_of(ours, layout=layout, pages=pages, max_batch_tokens=64, max_rows=7)
+        answers = run(engine, *mixed)
+        assert [answers.tokens[key, 0] for key in range(len(PROMPTS))] == wanted, (layout, pages)
+        assert (answers.steps[-1].preemptions > 0) == (pages == 23)
+        assert answers.steps[-1].pages_used == 0
+
+
+def test_ends_and_their_reasons(generative):
+    family, ours, theirs = generative
+    ids = PROMPTS[0]
+    wanted = reference(family, theirs, ids, eos=[])
+    engine = engine_of(ours)
+    cut = wanted[: wanted.index(wanted[4]) + 1]
+    for reason, options, tokens in (
+        ("eos", {"eos_ids": [wanted[4]]}, cut),
+        ("stop", {"eos_ids": [], "stop_ids": [wanted[4]]}, cut),
+        ("length", {"eos_ids": [], "new_tokens": 3}, wanted[:3]),
+    ):
+        answers = run(engine, ask(family, 1, ids, **options))
+        assert (answers.reasons[1, 0], answers.tokens[1, 0]) == (reason, tokens)
+
+
+@pytest.mark.parametrize(("layout", "pages"), LAYOUTS)
+def test_samples_depend_on_nothing_but_seed_and_sample(generative, layout, pages):
+    family, ours, _ = generative
+    drawn = {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "min_p": 0.01, "seed": 2**64 - 3, "n": 3, "eos_ids": []}
+    mine = ask(family, 0, PROMPTS[1], **drawn)
+    alone = run(engine_of(ours), mine).tokens
+    assert len({tuple(tokens) for tokens in alone.values()}) == 3
+    rest = others(family)
+    answers = run(
+        engine_of(ours, layout=layout, pages=pages, max_batch_tokens=64, max_rows=7), *rest[:3], mine, *rest[3:]
+    )
+    assert {key: answers.tokens[key] for key in alone} == alone
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_embeddings_are_those_of_transformers(tmp_path, layout):
+    folder = tiny_bert(tmp_path)
+    ours = load_model(folder, device=torch.device("cpu"), dtype="float32")
+    theirs = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    rng = random.Random(4)
+    kinds = ["mean", "cls", "last", "max"]
+    messages = []
+    for key in range(24):
+        ids = random_ids(rng, 90)
+        types = [int(place > len(ids) // 2) for place in range(len(ids))] if key % 3 == 0 else None
+        messages.append(Embed(id=key, token_ids=ids, type_ids=types, pooling=kinds[key % 4], normalize=key % 2 == 0))
+    answers = run(engine_of(ours, layout=layout, max_batch_tokens=256, max_rows=8), *messages)
+    assert all(stats.host_to_device_copies == 1 for stats in answers.stats)
+    for message in messages:
+        with torch.inference_mode():
+            types = None if message.type_ids is None else torch.tensor([message.type_ids])
+            (hidden,) = theirs(torch.tensor([message.token_ids]), token_type_ids=types).last_hidden_state
+        vector = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1], "max": hidden.amax(0)}[message.pooling]
+        wanted = torch.nn.functional.normalize(vector, dim=0) if message.normalize else vector
+        np.testing.assert_allclose(np.frombuffer(answers.vectors[message.id], "<f4"), wanted, atol=2e-5)
