@@ -42,6 +42,8 @@ KERNEL_MODULES = {
 }
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256
+ANY_DTYPE = ("pad", "unpad")  # these move numbers and compute nothing
+ATTENTION_OPS = ("attention", "paged_attention")
 
 _launches: Counter[str] = Counter()
 _selected: Implementation | None = None  # None: by the device of the tensors
@@ -97,13 +99,13 @@ def unsupported_reasons(
 
     `dtype` is that of the floating-point input, `head_dim` the size of an attention head where the op has one.
     """
-    return list(_reasons(op, implementation, torch.device(device).type, dtype, head_dim))
+    return list(_reasons(op, implementation, torch.device(device).type, dtype, head_dim, _interpreted()))
 
 
 def call(op: str, tensor: torch.Tensor, *arguments: Any, head_dim: int | None = None, **options: Any) -> Any:
     """Runs `op` on the selected implementation; `tensor`, its first argument, decides device and dtype."""
     implementation = selected(tensor.device)
-    reasons = _reasons(op, implementation, tensor.device.type, tensor.dtype, head_dim)
+    reasons = _reasons(op, implementation, tensor.device.type, tensor.dtype, head_dim, _interpreted())
     if reasons:
         raise UnsupportedError(op, implementation, list(reasons))
     _launches[f"{op}/{implementation}"] += 1
@@ -116,31 +118,33 @@ def _function(op: str, implementation: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"tercet.kernels.{module}"), op)
 
 
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 @functools.cache
-def _reasons(op: str, implementation: str, device: str, dtype: torch.dtype, head_dim: int | None) -> tuple[str, ...]:
+def _reasons(
+    op: str, implementation: str, device: str, dtype: torch.dtype, head_dim: int | None, interpreted: bool
+) -> tuple[str, ...]:
     if op not in KERNEL_MODULES:
         return (f"there is no op {op!r}, only {', '.join(KERNEL_MODULES)}",)
     if implementation not in IMPLEMENTATIONS:
         return (f"there is no implementation {implementation!r}, only {', '.join(IMPLEMENTATIONS)}",)
+    if implementation == "reference":
+        return ()
     if implementation == "cpu":
         return () if device == "cpu" else (f"the tensors are on {device}, not on a CPU",)
-    return tuple(_triton_reasons(op, device, dtype, head_dim)) if implementation == "triton" else ()
-
-
-def _triton_reasons(op: str, device: str, dtype: torch.dtype, head_dim: int | None) -> list[str]:
-    reasons: list[str] = []
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if importlib.util.find_spec("triton") is None:
-        reasons.append("triton is not installed")
-    if device == "cpu" and not interpreted:
-        reasons.append("the tensors are on a CPU, where kernels run only in the interpreter (TRITON_INTERPRET=1)")
-    if device not in ("cpu", "cuda"):
-        reasons.append(f"there are no kernels for {device}")
-    if op not in ("pad", "unpad"):  # these move bytes of any dtype
-        if dtype not in KERNEL_DTYPES and dtype.is_floating_point:
-            reasons.append(f"kernels compute in float32, float16 and bfloat16, not in {dtype}")
-        if dtype == torch.bfloat16 and interpreted:
-            reasons.append("the interpreter multiplies bfloat16 matrices wrongly")
-    if head_dim is not None and not 0 < head_dim <= MAX_HEAD_DIM:
-        reasons.append(f"the head dim is {head_dim}, kernels take at most {MAX_HEAD_DIM}")
-    return reasons
+    refused = {
+        "triton is not installed": importlib.util.find_spec("triton") is None,
+        f"there are no kernels for {device}": device not in ("cpu", "cuda"),
+        "the tensors are on a CPU, where kernels run only in the interpreter (TRITON_INTERPRET=1)": device == "cpu"
+        and not interpreted,
+        f"kernels compute in float32, float16 and bfloat16, not in {dtype}": op not in ANY_DTYPE
+        and dtype not in KERNEL_DTYPES,
+        "the interpreter multiplies bfloat16 matrices wrongly": op in ATTENTION_OPS
+        and dtype == torch.bfloat16
+        and interpreted,
+        f"the head dim is {head_dim}, kernels take at most {MAX_HEAD_DIM}": head_dim is not None
+        and not 0 < head_dim <= MAX_HEAD_DIM,
+    }
+    return tuple(reason for reason, applies in refused.items() if applies)

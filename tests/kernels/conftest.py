@@ -1,0 +1,90 @@
+"""Runs the kernels in Triton's interpreter, with fresh memory full of NaN, and measures errors against float64."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _import_interpreted_triton() -> None:
+    """Triton decides when it is imported whether it interprets, and transformers may have imported it before us.
+
+    The variable is set for the import alone: processes that other tests start must not inherit it.
+    """
+    for name in [name for name in sys.modules if name.split(".")[0] == "triton" and not name.startswith("triton._C")]:
+        del sys.modules[name]
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        importlib.import_module("triton.language")
+    finally:
+        del os.environ["TRITON_INTERPRET"]
+
+
+_import_interpreted_triton()
+
+import torch  # noqa: E402 - only after triton
+
+from tercet.kernels import dispatch  # noqa: E402
+
+IMPLEMENTATIONS = ("cpu", "triton")
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3}
+
+
+@pytest.fixture(autouse=True)
+def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that a kernel forgets to write shows up as NaN, or as an absurd integer."""
+
+    def poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def allocate_poisoned(*args: object, **kwargs: object) -> torch.Tensor:
+            fresh = allocate(*args, **kwargs)
+            return fresh.fill_(float("nan") if fresh.is_floating_point() else 113)
+
+        return allocate_poisoned
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request: pytest.FixtureRequest):
+    """Selects each implementation in turn and asserts that nothing else ran."""
+    before = dispatch.launches()
+    dispatch.select(request.param)
+    yield request.param
+    dispatch.select("auto")
+    ran = {key for key, count in dispatch.launches().items() if count > before.get(key, 0)}
+    assert {key.split("/")[1] for key in ran} <= {request.param}
+
+
+@pytest.fixture
+def reference():
+    """Calls an op's reference implementation."""
+    from tercet.kernels import reference as module
+
+    return module
+
+
+@pytest.fixture
+def assert_close():
+    """‖actual - expected‖ / ‖expected‖ within the tolerance of the actual dtype, and nothing that isn't finite."""
+
+    def check(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        assert actual.shape == expected.shape
+        assert actual.isfinite().all()
+        error = (actual.double() - expected.double()).norm()
+        assert error <= TOLERANCE[dtype or actual.dtype] * expected.double().norm(), float(error)
+
+    return check

@@ -1,0 +1,203 @@
+"""Attention in all its forms, against the naive reference in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tercet.kernels import attention, paged_attention
+
+NAN = float("nan")
+LENGTHS = (17, 0, 1, 63, 111)
+
+
+@dataclass
+class Batch:
+    """One attention call: flat or paged, packed or padded, with NaN wherever nothing may be read."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    options: dict
+
+
+def ints(values) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def starts(lengths, *, padded: bool, spare: int = 0) -> tuple[torch.Tensor, int]:
+    """Starts of the rows and the tokens of storage."""
+    longest = max(lengths)
+    if padded:
+        return ints([row * longest for row in range(len(lengths))]), len(lengths) * longest + spare
+    total = ints([0, *lengths]).cumsum(0)
+    return total[:-1].int(), int(total[-1]) + spare
+
+
+def storage(lengths, *, heads: int, head_dim: int, dtype: torch.dtype, padded: bool, spare: int = 0):
+    start, tokens = starts(lengths, padded=padded, spare=spare)
+    x = torch.full((tokens, heads, head_dim), NAN, dtype=dtype)
+    for first, length in zip(start.tolist(), lengths, strict=True):
+        x[first : first + length] = torch.randn(length, heads, head_dim)
+    return x, start
+
+
+def make_batch(
+    q_lengths=LENGTHS,
+    kv_lengths=None,
+    *,
+    heads=4,
+    kv_heads=2,
+    head_dim=32,
+    dtype=torch.float32,
+    paged=False,
+    padded=False,
+    page_size=8,
+    spare=0,
+    reach=None,
+    **options,
+) -> Batch:
+    kv_lengths = q_lengths if kv_lengths is None else kv_lengths
+    shape = {"head_dim": head_dim, "dtype": dtype}
+    q, q_start = storage(q_lengths, heads=heads, padded=padded, spare=spare, **shape)
+    if paged:
+        counts = [-(-length // page_size) for length in kv_lengths]
+        free = torch.randperm(sum(counts) + 3).tolist()
+        table = torch.full((len(kv_lengths), max(*counts, 1) + 1), -(10**6), dtype=torch.int32)
+        k = torch.full((len(free), page_size, kv_heads, head_dim), NAN, dtype=dtype)
+        v = k.clone()
+        for row, (length, count) in enumerate(zip(kv_lengths, counts, strict=True)):
+            pages = [free.pop() for _ in range(count)]
+            table[row, :count] = ints(pages)
+            for place in range(length):
+                k[pages[place // page_size], place % page_size] = torch.randn(kv_heads, head_dim)
+                v[pages[place // page_size], place % page_size] = torch.randn(kv_heads, head_dim)
+        options["page_table"] = table
+    else:
+        k, options["kv_start"] = storage(kv_lengths, heads=kv_heads, padded=padded, **shape)
+        v, _ = storage(kv_lengths, heads=kv_heads, padded=padded, **shape)
+    if reach is not None:
+        options["bias"] = torch.randn(heads, 2 * reach + 1)
+    options |= {"q_start": q_start, "q_length": ints(q_lengths), "kv_length": ints(kv_lengths)}
+    return Batch(q, k, v, options | {"longest_q": max(q_lengths), "longest_kv": max(kv_lengths)})
+
+
+@pytest.fixture
+def check(reference, assert_close):
+    """Compares `attention` with the reference in float64, whatever the dtype."""
+
+    def compare(batch: Batch, op=attention) -> None:
+        wide = {name: x.double() if name == "bias" and x is not None else x for name, x in batch.options.items()}
+        wide = {"causal": False, "window": None, "scale": None, "bias": None, "out": None} | wide
+        wide["scale"] = batch.q.shape[-1] ** -0.5 if wide["scale"] is None else wide["scale"]
+        expected = reference.attention(batch.q.double(), batch.k.double(), batch.v.double(), **wide)
+        assert_close(op(batch.q, batch.k, batch.v, **batch.options), expected)
+
+    return compare
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize("paged", [False, True], ids=["flat", "paged"])
+def test_head_dims(implementation, check, head_dim, dtype, paged):
+    check(make_batch((17, 0, 63), head_dim=head_dim, dtype=dtype, paged=paged, causal=paged))
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["packed", "padded"])
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("reach", [None, 9], ids=["", "bias"])
+@pytest.mark.parametrize("window", [None, (5, 0), (40, 3)], ids=str)
+def test_masks_and_bias(implementation, check, padded, causal, reach, window):
+    check(make_batch(padded=padded, causal=causal, reach=reach, window=window, spare=150))
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (4, 4), (9, 3), (8, 1)], ids=str)
+def test_grouped_heads(implementation, check, heads):
+    check(make_batch((17, 5), heads=heads[0], kv_heads=heads[1]))
+
+
+def test_cross_attention(implementation, check):
+    check(make_batch((1, 17, 0, 3, 9), (63, 1, 5, 0, 111)))
+
+
+def test_more_queries_than_keys(implementation, check):
+    """The first queries of a causal row lie before every key."""
+    check(make_batch((17, 63), (5, 40), causal=True))
+
+
+@pytest.mark.parametrize("reach", [None, 6], ids=["", "bias"])
+@pytest.mark.parametrize("window", [None, (20, 0)], ids=str)
+def test_chunked_prefill_over_pages(implementation, check, reach, window):
+    check(
+        make_batch((40, 1, 0, 17), (111, 63, 5, 17), paged=True, causal=True, reach=reach, window=window, page_size=16)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("heads", [(4, 4), (9, 3), (8, 1)], ids=str)
+@pytest.mark.parametrize("window", [None, (20, 0)], ids=str)
+@pytest.mark.parametrize("reach", [None, 6], ids=["", "bias"])
+def test_decode(implementation, check, heads, dtype, window, reach):
+    batch = make_batch(
+        (1, 1, 0, 1, 1), (111, 1, 7, 0, 250), heads=heads[0], kv_heads=heads[1], paged=True, dtype=dtype, causal=True,
+        window=window, reach=reach, spare=2,
+    )  # fmt: skip
+    check(batch, paged_attention)
+
+
+@pytest.mark.parametrize("queries", [2, 5, 16])
+def test_several_queries_over_splits(implementation, check, queries):
+    batch = make_batch((queries, 1, queries - 1), (200, 33, queries), heads=6, kv_heads=2, paged=True, causal=True)
+    check(batch, paged_attention)
+
+
+def test_out_is_written_in_place(implementation, check):
+    batch = make_batch((5, 17))
+    out = torch.full_like(batch.q, NAN)
+    result = attention(batch.q, batch.k, batch.v, **batch.options, out=out)
+    assert result.data_ptr() == out.data_ptr()
+    assert out.isfinite().all()
+
+
+def test_rows_in_any_order(implementation, check):
+    """Nothing relies on starts that ascend: empty rows of a graph may all start at 0."""
+    batch = make_batch((17, 63, 5))
+    for name in ("q_start", "q_length", "kv_start", "kv_length"):
+        batch.options[name] = torch.cat((batch.options[name].flip(0), ints([0, 0])))
+    check(batch)
+
+
+def test_empty_batch(implementation):
+    batch = make_batch((0, 0), spare=3)
+    assert (attention(batch.q, batch.k, batch.v, **batch.options) == 0).all()
+
+
+@settings(max_examples=20, phases=[Phase.generate, Phase.shrink], suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 90)), min_size=1, max_size=3),
+    paged=st.booleans(),
+    causal=st.booleans(),
+    window=st.none() | st.tuples(st.integers(0, 50), st.integers(0, 50)),
+    reach=st.none() | st.integers(0, 30),
+)
+def test_any_lengths(implementation, check, rows, paged, causal, window, reach):
+    q_lengths, kv_lengths = zip(*rows, strict=True)
+    check(
+        make_batch(
+            q_lengths, kv_lengths, heads=2, kv_heads=1, head_dim=16, paged=paged, causal=causal, window=window, reach=reach
+        )
+    )
+
+
+def test_bad_shapes_are_named():
+    batch = make_batch((5,))
+    with pytest.raises(ValueError, match="exactly one"):
+        attention(batch.q, batch.k, batch.v, **batch.options, page_table=ints([[0]]))
+    with pytest.raises(ValueError, match="don't fit"):
+        attention(batch.q, batch.k[..., :8], batch.v[..., :8], **batch.options)
+    with pytest.raises(ValueError, match="max_distance"):
+        attention(batch.q, batch.k, batch.v, **batch.options, bias=torch.zeros(4, 4))

@@ -1,0 +1,88 @@
+"""Rotary embedding and the write into pages, against the naive reference in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tercet.kernels import kv_write
+
+TOKENS = 9
+POSITIONS = torch.tensor([0, 1, 2, 40, 41, 7, 5, 3, 63], dtype=torch.int32)
+SLOTS = torch.tensor([3, -1, 5, 6, 19, 0, 1, -1, 12], dtype=torch.int32)
+
+
+def inputs(dtype, *, heads=4, kv_heads=2, head_dim=16, rotary_dim=16):
+    angles = torch.rand(64, rotary_dim // 2) * 6
+    return {
+        "q": torch.randn(TOKENS, heads, head_dim).to(dtype),
+        "k": torch.randn(TOKENS, kv_heads, head_dim).to(dtype),
+        "v": torch.randn(TOKENS, kv_heads, head_dim).to(dtype),
+        "k_pages": torch.full((5, 4, kv_heads, head_dim), float("nan"), dtype=dtype),
+        "v_pages": torch.full((5, 4, kv_heads, head_dim), float("nan"), dtype=dtype),
+        "slots": SLOTS,
+        "positions": POSITIONS,
+        "cos": angles.cos(),
+        "sin": angles.sin(),
+    }
+
+
+@pytest.fixture
+def check(reference, assert_close):
+    """Compares all the tensors that `kv_write` may change."""
+
+    def compare(given: dict, *, interleaved: bool = False) -> None:
+        wide = {key: x.double() if x is not None and x.is_floating_point() else x for key, x in given.items()}
+        k, v, q = wide.pop("k"), wide.pop("v"), wide.pop("q")
+        reference.kv_write(k, v, q, **wide, interleaved=interleaved)
+        kv_write(**given, interleaved=interleaved)
+        for name, expected in {"q": q, "k": k, "v": v, **wide}.items():
+            actual = given[name]
+            if actual is None or not actual.is_floating_point():
+                continue
+            written = expected.isfinite()
+            assert torch.equal(actual.isfinite(), written), name
+            assert_close(actual[written], expected[written])
+
+    return compare
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
+@pytest.mark.parametrize(
+    "dims", [(16, 16), (80, 80), (96, 24), (64, 20)], ids=lambda dims: f"{dims[1]} of {dims[0]}"
+)
+def test_rotates_and_writes(implementation, check, dtype, interleaved, dims):
+    check(inputs(dtype, heads=9, kv_heads=3, head_dim=dims[0], rotary_dim=dims[1]), interleaved=interleaved)
+
+
+def test_writes_without_rotating(implementation, check):
+    check(inputs(torch.float32) | {"cos": None, "sin": None, "positions": None})
+
+
+def test_rotates_without_pages(implementation, check):
+    check(inputs(torch.float16) | {"k_pages": None, "v_pages": None, "slots": None, "v": None})
+
+
+def test_keys_alone(implementation, check):
+    check(inputs(torch.float32) | {"q": None})
+
+
+def test_missing_arguments_are_named():
+    with pytest.raises(ValueError, match="positions, cos and sin"):
+        kv_write(**inputs(torch.float32) | {"positions": None})
+    with pytest.raises(ValueError, match="v_pages and slots"):
+        kv_write(**inputs(torch.float32) | {"slots": None})
+
+
+def test_rotation_is_llamas():
+    """The half-split rotation is transformers' `apply_rotary_pos_emb`."""
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    given = inputs(torch.float32) | {"k_pages": None, "v_pages": None, "slots": None}
+    cos, sin = (torch.cat((given[name][POSITIONS], given[name][POSITIONS]), -1)[None] for name in ("cos", "sin"))
+    q, k = (given[name].transpose(0, 1)[None].clone() for name in ("q", "k"))
+    expected = apply_rotary_pos_emb(q, k, cos, sin)
+    kv_write(**given)
+    for name, value in zip(("q", "k"), expected, strict=True):
+        torch.testing.assert_close(given[name], value[0].transpose(0, 1))
