@@ -94,11 +94,11 @@ def build_model(vocabulary: int) -> T5ForConditionalGeneration:
         relative_attention_max_distance=32,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.05,
-        n_positions=MAX_LENGTH,
         pad_token_id=0,
         eos_token_id=1,
-        decoder_start_token_id=0,
     )
+    config.decoder_start_token_id = 0
+    config.n_positions = MAX_LENGTH
     return T5ForConditionalGeneration(config)
 
 
@@ -107,12 +107,13 @@ Pair = tuple[list[int], list[int]]  # source and target token ids, both ended by
 
 def encode_pairs(words: Pronunciations, spelled: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> list[Pair]:
     """Each word with its first pronunciation."""
-    targets = [tokenizer.convert_tokens_to_ids([*words[word][0].split(), EOS]) for word in spelled]
+    ids = tokenizer.get_vocab()
+    targets = [[ids[phoneme] for phoneme in (*words[word][0].split(), EOS)] for word in spelled]
     return list(zip(tokenizer(list(spelled))["input_ids"], targets, strict=True))
 
 
 def batches(pairs: Sequence[Pair], size: int, order: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of one epoch in random order, each of nearly equal lengths: sources [B, S] and targets [B, T], 0 padded."""
+    """Batches of one epoch in random order, each of like lengths: sources [B, S] and targets [B, T], 0 padded."""
     shuffled = order.sample(list(pairs), len(pairs))
     shuffled.sort(key=lambda pair: (len(pair[0]), len(pair[1])))  # stable: equal lengths stay shuffled
     groups = [shuffled[first : first + size] for first in range(0, len(shuffled), size)]
@@ -125,25 +126,24 @@ def batches(pairs: Sequence[Pair], size: int, order: random.Random) -> Iterator[
         yield source, target
 
 
-def train(epochs: int, batch_size: int, learning_rate: float, *, bfloat16: bool) -> dict[str, object]:
-    """Trains from scratch, writes `CHECKPOINT` and returns what it took."""
-    random.seed(SEED)
-    torch.manual_seed(SEED)
-    words = load_words()
-    held_out = set(held_out_words(words))
-    tokenizer = build_tokenizer(words)
-    model = build_model(len(tokenizer))
-    pairs = encode_pairs(words, [word for word in words if word not in held_out], tokenizer)
+def fit(
+    model: T5ForConditionalGeneration,
+    pairs: Sequence[Pair],
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    bfloat16: bool,
+) -> Iterator[float]:
+    """Trains `model` on `pairs` with AdamW under one cycle of the learning rate; gives the mean loss of each epoch."""
     steps = epochs * -(-len(pairs) // batch_size)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     order = random.Random(SEED)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{len(pairs)} words, {parameters} parameters, {steps} steps", flush=True)
     model.train()
-    for epoch in range(epochs):
+    for _ in range(epochs):
         losses: list[float] = []
         for source, target in batches(pairs, batch_size, order):
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -162,8 +162,22 @@ def train(epochs: int, batch_size: int, learning_rate: float, *, bfloat16: bool)
             schedule.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-        print(f"epoch {epoch + 1}: loss {sum(losses) / len(losses):.4f}, {time.process_time():.0f} CPU s", flush=True)
+        yield sum(losses) / len(losses)
+
+
+def train(epochs: int, batch_size: int, learning_rate: float, *, bfloat16: bool) -> dict[str, object]:
+    """Trains from scratch on all words but those held out, writes `CHECKPOINT` and returns what it took."""
+    torch.manual_seed(SEED)
+    words = load_words()
+    held_out = set(held_out_words(words))
+    tokenizer = build_tokenizer(words)
+    model = build_model(len(tokenizer))
+    pairs = encode_pairs(words, [word for word in words if word not in held_out], tokenizer)
+    losses = fit(model, pairs, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, bfloat16=bfloat16)
+    for epoch, loss in enumerate(losses, start=1):
+        print(f"epoch {epoch}: loss {loss:.4f}, {time.process_time():.0f} CPU s", flush=True)
         save(model, tokenizer)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"parameters": parameters, "words": len(pairs), "cpu_minutes": round(time.process_time() / 60, 1)}
 
 
