@@ -38,7 +38,7 @@ class Stubs(NamedTuple):
 
 
 @contextmanager
-def connect(server: RunningServer, *options: tuple[str, int]) -> Iterator[Stubs]:
+def _connect(server: RunningServer, *options: tuple[str, int]) -> Iterator[Stubs]:
     """Stubs for a server."""
     with grpc.insecure_channel(server.address, options=options) as channel:
         stubs = (ModelServiceStub, EmbeddingServiceStub, GenerationServiceStub, TextServiceStub)
@@ -90,8 +90,14 @@ def server(checkpoints: dict[str, Path], start: Callable[..., AbstractContextMan
         yield running
 
 
+@pytest.fixture(scope="session")
+def connect() -> Callable[..., AbstractContextManager[Stubs]]:
+    """Stubs for a server: `connect(server, *channel_options)`."""
+    return _connect
+
+
 @pytest.fixture
 def stubs(server: RunningServer) -> Iterator[Stubs]:
-    """Stubs for it."""
-    with connect(server) as connected:
+    """Stubs for the server of the module."""
+    with _connect(server) as connected:
         yield connected

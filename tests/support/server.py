@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 LAUNCHER = (sys.executable, "-m", "tercet.server")
 
@@ -87,6 +87,15 @@ def running_server(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def wait_until(met: Callable[[], bool], timeout: float = 20) -> None:
+    """Waits for a condition. Raises TimeoutError."""
+    end = time.monotonic() + timeout
+    while not met():
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {timeout} s")
+        time.sleep(0.01)
 
 
 def _wait_for_serving(process: subprocess.Popen[bytes], log: Path, timeout: float) -> dict[str, object]:

@@ -25,6 +25,8 @@ from prometheus_client import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tercet.server import wire
 
 # Seconds. The first suits encoders (answers within milliseconds) and long generations alike; those of tokens are
@@ -44,6 +46,7 @@ class Metrics:
         for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
             self.registry.register(collector)
         self._totals: dict[str, dict[Any, int]] = {}  # of each model's engine: what it counted since it started
+        self._in_batches: dict[str, int] = {}  # of each model's engine: sequences, after its last step
 
         self.requests = self._counter("requests", "Calls that ended.", "model", "method", "code")
         self.rejected = self._counter("requests_rejected", "Calls refused before any work.", "model", "reason")
@@ -59,7 +62,7 @@ class Metrics:
         self.request_generated_tokens = self._histogram("request_generated_tokens", "Of one output.", _POWERS, "model")
 
         self._running = self._gauge("requests_running", "Sequences in batches.", "model")
-        self._waiting = self._gauge("requests_waiting", "Sequences in the engine's queue.", "model")
+        self._waiting = self._gauge("requests_waiting", "Sequences that are in no batch yet.", "model")
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts read.", "model")
         self._generated_tokens = self._counter("generated_tokens", "Tokens generated.", "model")
         self._recomputed_tokens = self._counter("recomputed_tokens", "Tokens read again after preemption.", "model")
@@ -84,6 +87,12 @@ class Metrics:
         server, _ = start_http_server(port, addr=host, registry=self.registry)
         return int(server.server_port)
 
+    def model_added(self, model: str, pending: Callable[[], int]) -> None:
+        """A model is to be served; `pending` tells the sequences that its engine has not answered."""
+        self._in_batches[model] = 0
+        self._running.labels(model).set_function(lambda: self._in_batches[model])
+        self._waiting.labels(model).set_function(lambda: max(0, pending() - self._in_batches[model]))
+
     def engine_ready(self, model: str, info: wire.ModelInfo) -> None:
         """A model's engine answers, for the first time or again."""
         self._totals[model] = {}
@@ -97,8 +106,7 @@ class Metrics:
 
     def engine_lost(self, model: str) -> None:
         """A model's engine died."""
-        self._running.labels(model).set(0)
-        self._waiting.labels(model).set(0)
+        self._in_batches[model] = 0
 
     def engine_restarted(self, model: str, reason: str) -> None:
         """A model's engine is started again, after a "signal" or an "exit"."""
@@ -106,8 +114,7 @@ class Metrics:
 
     def step(self, model: str, pages: int, result: wire.StepResult) -> None:
         """What one step of a model's engine with so many pages was."""
-        self._running.labels(model).set(result.running)
-        self._waiting.labels(model).set(result.waiting)
+        self._in_batches[model] = result.running
         self._last_step.labels(model).set(time.time())
         self._pages(model, result.pages_used, pages)
         self._advance(self._preemptions, (model,), result.preemptions)

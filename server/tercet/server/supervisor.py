@@ -78,6 +78,7 @@ class Engine:
         self._process: asyncio.subprocess.Process | None = None
         self._refusal: str | None = None
         self._stopping = False
+        metrics.model_added(self.name, lambda: self.channel.pending.sequences if self.channel else 0)
 
     async def run(self) -> None:
         """Keeps the engine alive until `stop`, or until it died too often.
