@@ -63,6 +63,12 @@ def fake_checkpoint(folder: Path, model_type: str, *, chat: bool = False, **fake
 
 
 @pytest.fixture(scope="session")
+def make_checkpoint() -> Callable[..., Path]:
+    """Makes a checkpoint for the fake engine: `make_checkpoint(folder, model_type, *, chat=False, **fake)`."""
+    return fake_checkpoint
+
+
+@pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One checkpoint of each family: "encoder", "decoder" (with a chat template), "seq2seq"."""
     folder = tmp_path_factory.mktemp("fake")
