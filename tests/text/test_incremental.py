@@ -105,7 +105,7 @@ def pieces(tokenizer: Tokenizer, groups: Sequence[Sequence[int]], skip: bool) ->
 
 @pytest.mark.parametrize("skip", [True, False], ids=["special skipped", "special kept"])
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
-@settings(max_examples=250)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_pieces_join_to_the_whole(tokenizer: Tokenizer, skip: bool, data: st.DataObject) -> None:
     beyond = tokenizer.vocab_size + 2  # models pad their vocabularies
@@ -176,6 +176,6 @@ def test_the_window_does_not_grow() -> None:
         decoder = IncrementalDecoder(tokenizer)
         for _ in range(50):
             decoder.push(range(20))
-        assert max(decoded) <= 4
-        assert len(decoded) <= 2 * 1000
+        assert max(decoded) <= 4, name
+        assert len(decoded) <= 2 * 1000 + tokenizer.vocab_size
         decoded.clear()

@@ -39,9 +39,11 @@ def guarded(make: Callable[[], T], file: Path, key: str | None = None) -> T:
 
 
 def checked(backend: tokenizers.Tokenizer, file: Path) -> tokenizers.Tokenizer:
-    """`backend`, proven to encode and to have token ids in reason. Raises CheckpointTextError."""
+    """`backend`, proven to encode, and to have tokens with ids in reason. Raises CheckpointTextError."""
     guarded(lambda: backend.encode(_PROBE), file)
-    largest = max(backend.get_vocab().values(), default=0)
+    if not backend.get_vocab_size(with_added_tokens=False):
+        raise CheckpointTextError(file, None, "the vocabulary is empty")
+    largest = max(backend.get_vocab().values())
     if largest > MAX_TOKEN_ID:
         raise CheckpointTextError(file, None, f"token id {largest} exceeds {MAX_TOKEN_ID}")
     return backend

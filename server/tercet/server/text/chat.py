@@ -68,13 +68,15 @@ def folder_template(folder: Path, config: Fields, special_tokens: Mapping[str, s
     return ChatTemplate(source, special_tokens, file=config.file, key=key)
 
 
-def _default(config: Fields, templates: list[object]) -> object:
+def _default(config: Fields, templates: list[object]) -> str | None:
+    named: dict[str, str] = {}
     for entry in templates:
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise config.error("chat_template", "every entry of the list must have a name and a template")
-        if entry["name"] == "default":
-            return entry.get("template")
-    return None
+        match entry:
+            case {"name": str(name), "template": str(template)}:
+                named[name] = template
+            case _:
+                raise config.error("chat_template", "every entry of the list must have a name and a template")
+    return named.get("default")
 
 
 def _describe(error: Exception) -> str:

@@ -75,27 +75,31 @@ class _Window:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._decode = tokenizer.backend.decode
-        self._byte_ids = tokenizer.byte_ids
-        self._context: list[int] = []  # the last token, after one that added text if it added none itself
+        self._tokenizer = tokenizer
+        self._context: list[int] = []
         self._context_text = ""
         self._held: list[int] = []
+        self._begun = False
 
     def push(self, ids: list[int]) -> str:
         pieces: list[str] = []
         for token_id in ids:
             self._held.append(token_id)
-            if token_id not in self._byte_ids:
+            if token_id not in self._tokenizer.byte_ids:
                 pieces.append(self.finish())
         return "".join(pieces)
 
     def finish(self) -> str:
         if not self._held:
             return ""
-        text = self._decode(self._context + self._held, skip_special_tokens=False)
+        decode = self._tokenizer.backend.decode
+        text = decode(self._context + self._held, skip_special_tokens=False)
         added = text[len(self._context_text) :]
-        self._context = self._held[-2:] if added else [*self._context[:1], self._held[-1]]
-        self._context_text = self._decode(self._context, skip_special_tokens=False)
+        self._begun = self._begun or bool(added)
+        # once there is text it doesn't matter which, and the token before places the next; until then all do
+        place = [self._tokenizer.visible_id, self._held[-1]]
+        self._context = place if self._begun else self._context + self._held
+        self._context_text = decode(self._context, skip_special_tokens=False)
         self._held = []
         return added
 

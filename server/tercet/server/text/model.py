@@ -39,10 +39,11 @@ def load_text_model(source: Path) -> TextModel:
     """Reads a Hugging Face folder or a .gguf file. Raises CheckpointTextError, which names the file and the key."""
     if source.is_dir():
         return _load_folder(source)
-    if source.suffix == ".gguf":
-        return _load_gguf(source)
-    problem = "is neither a Hugging Face folder nor a .gguf file" if source.exists() else "does not exist"
-    raise CheckpointTextError(source, None, problem)
+    if not source.exists():
+        raise CheckpointTextError(source, None, "does not exist")
+    if source.suffix != ".gguf":
+        raise CheckpointTextError(source, None, "is neither a Hugging Face folder nor a .gguf file")
+    return _load_gguf(source)
 
 
 def _load_folder(folder: Path) -> TextModel:

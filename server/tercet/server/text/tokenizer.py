@@ -103,6 +103,12 @@ class Tokenizer:
         ids = (self.backend.token_to_id(f"<0x{byte:02{case}}>") for byte in range(0x100) for case in "Xx")
         return frozenset(i for i in ids if i is not None)
 
+    @cached_property
+    def visible_id(self) -> int:
+        """A token whose text shows wherever it stands."""
+        shows = (i for i in range(self.vocab_size) if i not in self.byte_ids and self.decode([i], False).strip())
+        return next(shows, 0)
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a byte-level token stands for."""
         data = self._token_bytes.get(token_id)
