@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+
 from support.checkpoints import tiny_bert, tiny_llama, tiny_t5
 from support.forward import Pair
-
 from tercet.server.models import load_model
 
 AUTO = {

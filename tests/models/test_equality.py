@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
 from support.forward import Decoding, Ids, Pair, encode, relative_error, texts
 
 TOLERANCE = 1e-4

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from support.checkpoints import VOCAB_SIZE
 
+from support.checkpoints import VOCAB_SIZE
 from tercet.server.models import DecoderBatch, EncoderBatch, Rows
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def take(hidden: Tensor, rows: Rows) -> list[Tensor]:
     return [hidden[s : s + n] for s, n in zip(rows.start.tolist(), rows.length.tolist(), strict=True)]
 
 
-def encoder_batch(
-    texts: Sequence[Ids], type_ids: Sequence[Ids] | None = None, *, padded: bool = False
-) -> EncoderBatch:
+def encoder_batch(texts: Sequence[Ids], type_ids: Sequence[Ids] | None = None, *, padded: bool = False) -> EncoderBatch:
     rows = make_rows([len(text) for text in texts], padded=padded)
     return EncoderBatch(
         token_ids=lay_out(texts, rows, filler=0),

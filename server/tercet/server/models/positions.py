@@ -55,7 +55,6 @@ def frequencies(spec: RotarySpec) -> Tensor:
 class RelativeBias(nn.Module):
     """T5's bias of each head by the distance of key and query, laid out by distance instead of bucket."""
 
-    weight: nn.Parameter | None
     vector: Tensor  # float32 [heads, 2 * max_distance + 1]: the bias at distance d is in column d + max_distance
 
     def __init__(self, spec: RelativeBiasSpec, heads: int) -> None:
@@ -64,13 +63,10 @@ class RelativeBias(nn.Module):
         self.weight = parameter(spec.buckets, heads)
 
     def prepare(self, device: torch.device) -> None:
-        """Makes the vector and frees the table of buckets."""
-        if self.weight is None:
-            raise RuntimeError("the vector is made already")
+        """Makes the vector."""
         reach = self.spec.max_distance
         table = self.weight.detach().to("cpu", torch.float32)
         self.vector = table[buckets(torch.arange(-reach, reach + 1), self.spec)].t().contiguous().to(device)
-        self.weight = None
 
 
 def buckets(distance: Tensor, spec: RelativeBiasSpec) -> Tensor:

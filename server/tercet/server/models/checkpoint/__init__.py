@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 def open_checkpoint(source: Path) -> Checkpoint:
     """Opens a Hugging Face folder or a .gguf file. Raises CheckpointError."""
+    if not source.exists():
+        raise CheckpointError(f"{source}: no such file or folder")
     if source.is_dir():
         return SafetensorsFolder(source)
     if source.suffix == ".gguf":
         return GGUFFile(source)
-    raise CheckpointError(
-        f"{source}: {'not a folder or a .gguf file' if source.exists() else 'no such file or folder'}"
-    )
+    raise CheckpointError(f"{source}: not a folder or a .gguf file")

@@ -61,16 +61,23 @@ class GGUFFile:
 
 def _open(file: Path) -> Any:
     try:
-        from gguf import GGUFReader
+        from gguf import GGUFReader, GGUFValueType
     except ImportError as error:
         raise CheckpointError(f"{file}: reading GGUF files needs the package gguf") from error
 
     class Reader(GGUFReader):
-        """The package's reader; but to read past the end is an error, not an empty array, and a view takes one step."""
+        """The package's reader, but to read past the end is an error, not an empty array, and a view takes one step."""
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
             order = self.byte_order if override_order is None else override_order
             return np.frombuffer(self.data, np.dtype(dtype).newbyteorder(order), int(count), int(offset))
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type == GGUFValueType.ARRAY:  # [item type: uint32, length: uint64, items]
+                length = int(self._get(orig_offs + 4, np.uint64)[0])
+                if length > len(self.data) - orig_offs:
+                    raise ValueError(f"an array claims {length} items")
+            return super()._get_field_parts(orig_offs, raw_type)
 
     try:
         return Reader(file)

@@ -161,11 +161,10 @@ def _check(tensor: StoredTensor, shape: tuple[int, ...], into: Into) -> None:
 def _stored_name(parameter: str, part: str, table: WeightTable) -> str:
     """The name a checkpoint would have for a part of a parameter: the table's first."""
     layer = _layer(parameter)
-    for template, value in table.items():
-        into = Into(value) if isinstance(value, str) else value
-        if into and into.parameter.format(layer) == parameter and into.fuse in (None, part):
-            return template.format(layer)
-    raise LookupError(f"no table entry fills {parameter}")
+    entries = {name: Into(value) if isinstance(value, str) else value for name, value in table.items()}
+    fuses = {name: into.fuse for name, into in entries.items() if into and into.parameter.format(layer) == parameter}
+    # The part by itself, if it has a name, else the whole that it is a part of.
+    return min(fuses, key=lambda name: fuses[name] != (part or None)).format(layer)
 
 
 def _storage(transformer: nn.Module, parameter: str, device: torch.device, dtype: torch.dtype) -> Tensor:
