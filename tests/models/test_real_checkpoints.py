@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from support.forward import Decoding, encode, relative_error
-from support.packaged import minilm, smollm2
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel
 
+from support.forward import Decoding, encode, relative_error
+from support.packaged import minilm, smollm2
 from tercet.server.models import load_model
 
 CPU = torch.device("cpu")
