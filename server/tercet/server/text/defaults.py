@@ -19,7 +19,7 @@ _STARTS_FROM_PADDING = ("t5", "mt5", "umt5")
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationDefaults:
-    """How a checkpoint wants to generate: generation_config.json, else the legacy keys of config.json.
+    """How a checkpoint wants to generate: generation_config.json; token ids it doesn't state are config.json's.
 
     What the files leave open is neutral: no limit, no filter, no penalty.
     """
@@ -52,8 +52,7 @@ class GenerationDefaults:
     def from_folder(cls, folder: Path) -> GenerationDefaults:
         """Raises CheckpointTextError: a value of the wrong type or out of its range."""
         config = Fields.read(folder / "config.json")
-        stated = folder / "generation_config.json"
-        fields = Fields.read(stated) if stated.is_file() else config
+        fields = Fields.read(folder / "generation_config.json")
         return cls(
             do_sample=fields.boolean("do_sample", False),
             temperature=fields.number("temperature", 1.0, 0, 100),
