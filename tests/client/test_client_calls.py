@@ -179,6 +179,11 @@ def test_unicode_goes_round(ask, text):
 
 def test_detokenize_many(ask):
     assert ask("detokenize", [[104, 105], [33]]) == ["hi", "!"]
+    assert ask("detokenize", [[]]) == [""]
+
+
+def test_no_tokens_are_one_sequence(ask):
+    assert ask("detokenize", []) == ""
 
 
 def test_health(ask):

@@ -279,7 +279,7 @@ def test_wait_ready_in_vain(kind, free_port):
 
 
 def test_wait_ready_for_a_model_that_is_not_there(ask):
-    with pytest.raises(tercet.NotFound):
+    with pytest.raises(tercet.NotFound, match="model 'nobody'"):
         ask("wait_ready", "nobody")
 
 

@@ -117,7 +117,7 @@ class Fake(
     def Check(self, request, context):
         self._attempt("Check", request, context)
         if request.service not in self.health:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"no {request.service}")
+            context.abort(grpc.StatusCode.NOT_FOUND, "")  # as gRPC's own servicer does
         return health_pb2.HealthCheckResponse(status=self.health[request.service])
 
     def Watch(self, request, context):

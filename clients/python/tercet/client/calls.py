@@ -41,6 +41,8 @@ class Call(Generic[R]):
     request: Any
     read: Callable[[Any], R]
     """The answer, as the caller sees it."""
+    subject: str = "the request"
+    """What it is about, for statuses that come without a message."""
 
 
 class ListCall:
@@ -124,6 +126,7 @@ def health(model: str | None) -> Call[HealthStatus]:
         attrgetter("health.Check"),
         HealthCheckRequest(service="" if model is None else f"model/{model}"),
         responses.health,
+        "the server's health" if model is None else f"model {model!r}",
     )
 
 
@@ -175,7 +178,7 @@ def detokenize(
     skip_special_tokens: bool | None,
 ) -> ListCall:
     """Text of tokens."""
-    values, single = requests.listed(token_ids, "sequences")
+    values, single = requests.listed(token_ids, "sequences", empty_is_one=True)
     items = [requests.token_ids(value, f"sequences[{index}]") for index, value in enumerate(values)]
     return ListCall(
         "text.Detokenize",

@@ -90,19 +90,21 @@ def token_ids(values: Any, field: str) -> TokenIds:
         return TokenIds(values=[*values])
 
 
-def listed(value: Any, field: str) -> tuple[list[Any], bool]:
-    """One sequence (text or token ids), or many, as a list; and whether it was one.
+def listed(value: Any, field: str, *, empty_is_one: bool = False) -> tuple[list[Any], bool]:
+    """One sequence (text or token ids), or a list of them, as a list; and whether it was one.
 
-    Raises InvalidArgument for an empty list.
+    An empty list is one sequence without tokens where `empty_is_one`; else it has nothing to answer and InvalidArgument
+    is raised.
     """
     if isinstance(value, str):
         return [value], True
     if isinstance(value, bytes | Mapping):
         raise TypeError(f"{field}: text, token ids or a list of them is expected, got {type(value).__name__}")
     items = list(value)
-    if not items:
+    if not items and not empty_is_one:
         raise InvalidArgument(f"{field}: the list is empty", violations=[FieldViolation(field, "the list is empty")])
-    return ([items], True) if isinstance(items[0], Integral) else (items, False)
+    one = not items or isinstance(items[0], Integral)
+    return ([items], True) if one else (items, False)
 
 
 def batches(items: list[M]) -> Iterator[list[M]]:

@@ -19,7 +19,9 @@ _ITEM = re.compile(r"\b(inputs|texts|sequences)\[(\d+)\]")
 D = TypeVar("D", bound=Message)
 
 
-def from_status(status: Status, *, request_id: str | None = None, offset: int = 0) -> TercetError:
+def from_status(
+    status: Status, *, request_id: str | None = None, offset: int = 0, subject: str = "the request"
+) -> TercetError:
     """The error that `status` stands for.
 
     Args:
@@ -27,6 +29,7 @@ def from_status(status: Status, *, request_id: str | None = None, offset: int = 
         request_id: from the call's metadata; RequestInfo's comes before it.
         offset: where the request's first item stands in the list that the caller passed; `inputs[0]` is then
             renamed to `inputs[offset]`.
+        subject: what the call is about, for a status without a message.
     """
 
     def renumbered(text: str) -> str:
@@ -37,7 +40,7 @@ def from_status(status: Status, *, request_id: str | None = None, offset: int = 
     info = _detail(status, ErrorInfo)
     retry = _detail(status, RetryInfo)
     return BY_CODE.get(code, TercetError)(
-        renumbered(status.message) or code,
+        renumbered(status.message) or f"{subject}: {code}",
         code=code,
         violations=[FieldViolation(renumbered(v.field), renumbered(v.description)) for v in violations],
         reason=info.reason or None,
@@ -47,8 +50,8 @@ def from_status(status: Status, *, request_id: str | None = None, offset: int = 
     )
 
 
-def from_rpc_error(error: Any) -> TercetError:
-    """The error that a failed call stands for: a grpc.RpcError, synchronous or not."""
+def from_rpc_error(error: Any, subject: str = "the request") -> TercetError:
+    """The error that a failed call about `subject` stands for: a grpc.RpcError, synchronous or not."""
     metadata: dict[str, Any] = {}
     for key, value in (*(error.initial_metadata() or ()), *(error.trailing_metadata() or ())):
         metadata[key] = value
@@ -57,7 +60,7 @@ def from_rpc_error(error: Any) -> TercetError:
         status.MergeFromString(metadata.get(_DETAILS, b""))
     except DecodeError:
         status.ClearField("details")
-    return from_status(status, request_id=metadata.get(REQUEST_ID))
+    return from_status(status, request_id=metadata.get(REQUEST_ID), subject=subject)
 
 
 def _detail(status: Status, kind: type[D]) -> D:

@@ -28,12 +28,12 @@ READY_POLL = 0.05  # seconds between two looks at a server that is not ready
 
 
 @contextmanager
-def typed_errors() -> Generator[None]:
-    """Errors of gRPC inside become the SDK's."""
+def typed_errors(subject: str = "the request") -> Generator[None]:
+    """Errors of gRPC inside become the SDK's; they are about `subject`."""
     try:
         yield
     except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
+        raise from_rpc_error(error, subject) from error
 
 
 class _Server:
@@ -81,7 +81,7 @@ class Transport(_Server):
 
     def one(self, call: Call[R], deadline: Deadline, **options: Any) -> R:
         """The answer to one request."""
-        with typed_errors():
+        with typed_errors(call.subject):
             return call.read(self.start(call, call.request, deadline, **options))
 
     def many(self, call: ListCall, deadline: Deadline) -> Any:
@@ -133,7 +133,7 @@ class AsyncTransport(_Server):
 
     async def one(self, call: Call[R], deadline: Deadline, **options: Any) -> R:
         """The answer to one request."""
-        with typed_errors():
+        with typed_errors(call.subject):
             return call.read(await self.start(call, call.request, deadline, **options))
 
     async def many(self, call: ListCall, deadline: Deadline) -> Any:
