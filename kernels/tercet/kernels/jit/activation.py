@@ -16,14 +16,21 @@ MAX_BLOCK_N = 1024
 
 
 @triton.jit
+def logistic(x):
+    """1 / (1 + exp(-x)) without overflow."""
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
 def activate(x, KIND: tl.constexpr):
     if KIND == "gelu":
         x = x * 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
     elif KIND == "gelu_tanh":
         # (1 + tanh(u)) / 2 is the logistic function of 2u; Hendrycks and Gimpel, 2016.
-        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        x = x * logistic(1.5957691216057308 * (x + 0.044715 * x * x * x))
     elif KIND == "silu":
-        x = x * tl.sigmoid(x)
+        x = x * logistic(x)
     else:
         x = tl.maximum(x, 0.0)
     return x

@@ -38,7 +38,7 @@ def pad_kernel(
     x = tl.load(
         packed_ptr + (start + place)[:, None] * N + n[None, :], mask=real[:, None] & (n < N)[None, :], other=0
     )  # [BLOCK_T, BLOCK_N]
-    x = tl.where(real[:, None], x, value.to(x.dtype))
+    x = tl.where(real[:, None], x, tl.full([BLOCK_T, BLOCK_N], value, x.dtype))
     tl.store(padded_ptr + token.to(tl.int64)[:, None] * N + n[None, :], x, mask=inside[:, None] & (n < N)[None, :])
 
 

@@ -30,6 +30,7 @@ def pooling_kernel(
     start = tl.load(start_ptr + row).to(tl.int64)
     length = tl.load(length_ptr + row).to(tl.int32)
     d = tl.arange(0, BLOCK_D)
+    width = tl.where(length > 0, D, 0)
     if KIND == "mean" or KIND == "max":  # noqa: PLR1714 - Triton compares constants one by one
         pooled = tl.zeros([BLOCK_D], tl.float32) if KIND == "mean" else tl.full([BLOCK_D], float("-inf"), tl.float32)
         for first in range(0, length, BLOCK_T):
@@ -45,8 +46,8 @@ def pooling_kernel(
             pooled = pooled / tl.maximum(length, 1)
     else:
         token = start + (0 if KIND == "cls" else length - 1)
-        pooled = tl.load(hidden_ptr + token * D + d, mask=(length > 0) & (d < D), other=0.0).to(tl.float32)
-    pooled = tl.where((length > 0) & (d < D), pooled, 0.0)
+        pooled = tl.load(hidden_ptr + token * D + d, mask=d < width, other=0.0).to(tl.float32)
+    pooled = tl.where(d < width, pooled, 0.0)
     if NORMALIZE:
         pooled = pooled / tl.maximum(tl.sqrt(tl.sum(pooled * pooled, axis=0)), 1e-12)
     tl.store(out_ptr + row * D + d, pooled, mask=d < D)

@@ -1,4 +1,4 @@
-"""Sampling without a sort: top-k and top-p find the key of the last token they keep bit by bit."""
+"""Sampling without a sort: top-k and top-p find the key of the last token they keep digit by digit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import triton.language as tl
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_BLOCK = 4096
+MAX_BLOCK = 1024  # [MAX_BLOCK, 16] sums are held by eight warps
 
 
 @triton.jit
@@ -47,17 +47,25 @@ def mass_from(logits_ptr, V, temperature, best, least, COUNT: tl.constexpr, BLOC
 
 @triton.jit
 def last_key(logits_ptr, V, temperature, best, floor, target, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """The largest key such that the tokens from it upwards reach `target`, found from the highest bit down.
+    """The largest key such that the tokens from it upwards reach `target`, found four bits a pass from the top.
 
     Tokens below `floor` don't count.
     """
     key = tl.full([], 0, tl.uint32)
-    bit = tl.full([], 1 << 31, tl.uint32)
-    for _ in range(32):
-        candidate = key | bit
-        if mass_from(logits_ptr, V, temperature, best, tl.maximum(candidate, floor), COUNT, BLOCK) >= target:
-            key = candidate
-        bit = bit >> 1
+    shift = tl.full([], 28, tl.uint32)
+    digit = tl.arange(0, 16)
+    for _ in range(8):
+        candidate = tl.maximum(key | (digit.to(tl.uint32) << shift), floor)  # [16]
+        total = tl.zeros([BLOCK, 16], tl.float32)
+        for first in range(0, V, BLOCK):
+            i = first + tl.arange(0, BLOCK)
+            x = load_scores(logits_ptr, i, V, temperature)
+            weight = tl.full([BLOCK], 1.0, tl.float32) if COUNT else tl.exp(x - best)
+            counts = (order_key(x)[:, None] >= candidate[None, :]) & (i < V)[:, None]
+            total += tl.where(counts, weight[:, None], 0.0)
+        reached = (tl.sum(total, axis=0) >= target) & (digit > 0)
+        key = key | (tl.sum(reached.to(tl.int32), axis=0).to(tl.uint32) << shift)
+        shift = shift - 4
     return key
 
 
