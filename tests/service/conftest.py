@@ -89,6 +89,12 @@ def start() -> Callable[..., AbstractContextManager[RunningServer]]:
     return run
 
 
+@pytest.fixture(scope="session")
+def fake_launcher() -> tuple[str, ...]:
+    """The command of a server with fake engines."""
+    return FAKE_LAUNCHER
+
+
 @pytest.fixture(scope="module")
 def server(checkpoints: dict[str, Path], start: Callable[..., AbstractContextManager[RunningServer]]):
     """A server with a model of each family."""

@@ -1,7 +1,7 @@
 """An engine without a model, run as the real one is: `python fake_engine.py SOCKET SETTINGS_JSON`.
 
 A checkpoint's config.json says what it is ("model_type": bert, gpt2 or t5) and how it misbehaves ("fake": an object):
-`fail` is a line for Failed, `crash` ends the process before Ready, `step` is the seconds of a step. A vector is
+`fail` is a line for Failed, `crash` ends the process before Ready, `load` and `step` are seconds. A vector is
 [tokens, sum of the ids, number of the pooling, normalize]; each token is its predecessor plus 1, plus the sample's
 number at first, and HELD_ID is answered with nothing until it is cancelled.
 """
@@ -151,6 +151,7 @@ def main(path: str, settings_json: str) -> None:
         sys.exit(2)
     if behaviour.get("crash"):
         sys.exit(1)
+    time.sleep(float(str(behaviour.get("load", 0))))
     info = wire.ModelInfo(
         architecture=config["model_type"],
         family=family,
@@ -169,7 +170,10 @@ def main(path: str, settings_json: str) -> None:
     frames = wire.FrameReader()
     while True:
         while select.select([connection], [], [], 0 if engine.busy else None)[0]:
-            data = connection.recv(1 << 16)
+            try:
+                data = connection.recv(1 << 16)
+            except ConnectionResetError:
+                data = b""
             if not data:
                 return
             for body in frames.feed(data):

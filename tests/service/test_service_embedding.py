@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import grpc
 import numpy as np
 import pytest
+
 from support.server import wait_until
 from support.status import Refusal, refused
-
 from tercet.v1.embedding_pb2 import EmbedRequest, EmbedResponse, Pooling
 from tercet.v1.types_pb2 import DTYPE_FLOAT32, TextInput, TokenIds
 

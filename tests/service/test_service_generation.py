@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
+
 from support.server import wait_until
 from support.status import refused
-
 from tercet.v1.generation_pb2 import (
     Chat,
     ChatMessage,
@@ -59,7 +59,9 @@ def test_tokens_text_and_usage(stubs: Stubs):
 
 
 def test_text_is_tokenized(stubs: Stubs):
-    request = GenerateRequest(model="decoder", input=TextInput(text="w5 w6"), sampling=SamplingParameters(max_new_tokens=1))
+    request = GenerateRequest(
+        model="decoder", input=TextInput(text="w5 w6"), sampling=SamplingParameters(max_new_tokens=1)
+    )
     assert stubs.generation.Generate(request).outputs[0].token_ids == [7]
 
 
@@ -146,7 +148,11 @@ def test_chat_renders_the_template(stubs: Stubs):
         (generate(*[5] * 32), "input.token_ids", "has 32 tokens, the limit is 31"),
         (GenerateRequest(model="decoder", input=TextInput(text="w5 " * 40)), "input.text", "has 40 tokens"),
         (generate(*[5] * 33, model="seq2seq"), "input.token_ids", "has 33 tokens, the limit is 32"),
-        (GenerateRequest(model="decoder", chat=Chat(messages=[ChatMessage(role="u", content="w5 " * 32)])), "chat", "32"),
+        (
+            GenerateRequest(model="decoder", chat=Chat(messages=[ChatMessage(role="u", content="w5 " * 32)])),
+            "chat",
+            "32",
+        ),
     ],
 )
 def test_too_long_is_refused_with_field_limit_and_actual(
@@ -222,20 +228,18 @@ class TestLeaving:
         assert [list(piece.token_ids) for piece in pieces] == [[6], [7], [8], [9], [10]]
 
 
-def test_tokens_behind_a_slow_reader_come_together(
-    checkpoints: dict[str, Path], start, connect
-):
+def test_tokens_behind_a_slow_reader_come_together(checkpoints: dict[str, Path], start, connect):
     """The reader stops for a while; what the transport can't hold is merged, and nothing is lost or doubled."""
     small_windows = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
     count = 10_000
-    with start({"decoder": checkpoints["decoder"]}, "--max-length", "100000") as server:
-        with connect(server, *small_windows) as stubs:
-            call = stubs.generation.GenerateStream(generate(5, ignore_eos=True, max_new_tokens=count))
-            first = next(call)
-            generated = 'tercet_generated_tokens_total{model="decoder"}'
-            wait_until(lambda: server.metrics().get(generated) == count)  # the engine does not wait for the reader
-            time.sleep(0.2)
-            pieces = [first, *call]
+    model = {"decoder": checkpoints["decoder"]}
+    with start(model, "--max-length", "100000") as server, connect(server, *small_windows) as stubs:
+        call = stubs.generation.GenerateStream(generate(5, ignore_eos=True, max_new_tokens=count))
+        first = next(call)
+        generated = 'tercet_generated_tokens_total{model="decoder"}'
+        wait_until(lambda: server.metrics().get(generated) == count)  # the engine does not wait for the reader
+        time.sleep(0.2)
+        pieces = [first, *call]
     [(text, ids, reason)] = joined(pieces).values()
     assert ids == [(6 + i) % 60 for i in range(count)]
     assert text == " ".join(f"w{id}" for id in ids if id > 3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,6 +59,7 @@ async def _serve(settings: Settings, engines: list[wire.EngineSettings], checkpo
     if bars is not None:
         supervisor.watch(bars)
     await supervisor.start()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its lines are not ours, and what they say we say
     # The engines import torch now; gRPC is imported beside them.
     from tercet.server.service.server import BindError, Server
     from tercet.server.text import CheckpointTextError

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _VARINT, _FIXED64, _LENGTH, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
 _FIXED = {_FIXED64: 8, _FIXED32: 4}  # bytes
 _LONGEST_VARINT = 10  # bytes
+_HIGHEST_NUMBER = (1 << 29) - 1
 _DEEPEST = 100  # protobuf's own limit of nesting
 
 
@@ -47,8 +48,8 @@ def _walk(descriptor: Descriptor, data: memoryview, path: str, depth: int) -> No
         field = descriptor.fields_by_number.get(number)
         name = _path(path, field, number, seen.get(number, 0))
         seen[number] = seen.get(number, 0) + 1
-        if number == 0:
-            raise MalformedError(path, "has a field of number 0")
+        if not 1 <= number <= _HIGHEST_NUMBER:
+            raise MalformedError(path, f"has a field of number {number}")
         if wire_type == _VARINT:
             _, at = _varint(data, at, name)
         elif wire_type in _FIXED:

@@ -24,7 +24,7 @@ from tercet.server.text import load_text_model
 from tercet.v1 import embedding_pb2, generation_pb2, models_pb2, text_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from tercet.server.config import Settings
@@ -74,25 +74,17 @@ class Server:
         Raises BindError, CheckpointTextError and supervisor.StartError.
         """
         stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        addresses = self._bind()
-        self._supervisor.watch(self._notice)
-        await self._health.update()
-        await self._grpc.start()
-        work = [
-            asyncio.ensure_future(self._supervisor.run()),
-            asyncio.ensure_future(self._load_texts(checkpoints)),
-            asyncio.ensure_future(self._report(addresses)),
-        ]
-        stopped = asyncio.ensure_future(stop.wait())
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        work: list[asyncio.Future[None]] = []
         try:
-            pending = {stopped, *work}
-            while not stopped.done():
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
+            addresses = self._bind()
+            self._supervisor.watch(self._notice)
+            await self._health.update()
+            await self._grpc.start()
+            for task in (self._supervisor.run(), self._load_texts(checkpoints), self._report(addresses)):
+                work.append(asyncio.ensure_future(task))
+            await _first_failure(work, stop)
             await self._drain()
         finally:
             await self._supervisor.stop()
@@ -147,6 +139,16 @@ class Server:
 
     def _notice(self, engine: Engine) -> None:
         self._changed.set()
+
+
+async def _first_failure(work: Iterable[asyncio.Future[None]], stop: asyncio.Event) -> None:
+    """Waits for `stop`. Raises the exception of the first work that fails before."""
+    stopped = asyncio.ensure_future(stop.wait())
+    pending: set[asyncio.Future[Any]] = {stopped, *work}
+    while not stopped.done():
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
 
 
 def _bracketed(host: str) -> str:
