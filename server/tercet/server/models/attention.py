@@ -170,6 +170,6 @@ class CrossAttention(nn.Module):
 
 
 def heads(x: Tensor, head_dim: int) -> Tensor:
-    """[T, heads * head_dim] -> [T, heads, head_dim]; kernels want it contiguous, the other implementations take views."""
+    """[T, heads * head_dim] -> [T, heads, head_dim]; kernels want that contiguous, others take a view."""
     split = x.unflatten(-1, (-1, head_dim))
     return split.contiguous() if kernels.dispatch.selected(x.device) == "triton" else split

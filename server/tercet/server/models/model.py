@@ -37,9 +37,9 @@ class Model:
         self.device = device
         self.dtype = dtype
         self.max_length = max_length
-        tensors = list(transformer.parameters())
-        self.parameters: int = sum(tensor.numel() for tensor in tensors)
-        self.weight_bytes: int = sum(tensor.nbytes for tensor in tensors)
+        self.parameters: int = sum(tensor.numel() for tensor in transformer.parameters())
+        tables = sum(tensor.nbytes for tensor in transformer.buffers())
+        self.weight_bytes: int = tables + sum(tensor.nbytes for tensor in transformer.parameters())
 
     @property
     def family(self) -> Family:

@@ -32,7 +32,8 @@ class Rotary(nn.Module):
         if self.factors is not None:
             frequency = frequency / self.factors.to("cpu", torch.float32)
         angles = torch.outer(torch.arange(self.positions, dtype=torch.float32), frequency)
-        self.cos, self.sin = angles.cos().to(device), angles.sin().to(device)
+        self.register_buffer("cos", angles.cos().to(device))
+        self.register_buffer("sin", angles.sin().to(device))
 
 
 def frequencies(spec: RotarySpec) -> Tensor:
@@ -66,7 +67,8 @@ class RelativeBias(nn.Module):
         """Makes the vector."""
         reach = self.spec.max_distance
         table = self.weight.detach().to("cpu", torch.float32)
-        self.vector = table[buckets(torch.arange(-reach, reach + 1), self.spec)].t().contiguous().to(device)
+        vector = table[buckets(torch.arange(-reach, reach + 1), self.spec)].t().contiguous()
+        self.register_buffer("vector", vector.to(device))
 
 
 def buckets(distance: Tensor, spec: RelativeBiasSpec) -> Tensor:

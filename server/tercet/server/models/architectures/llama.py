@@ -136,6 +136,8 @@ def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
             raise config.refuse(name, f"it must be the size of a head, {size}")
     if size % 2:
         raise config.refuse("head_dim", "it must be even for rotary positions")
+    if config["high_freq_factor"] <= config["low_freq_factor"]:
+        raise config.refuse("high_freq_factor", f"it must be above low_freq_factor = {config['low_freq_factor']}")
     rotary = RotarySpec(
         theta=config["theta"],
         dim=size,

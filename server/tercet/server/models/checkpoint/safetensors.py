@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +31,6 @@ class SafetensorsFolder:
         self.config_file = folder / "config.json"
         self.config = read_json(self.config_file)
         self._files: dict[Path, Any] = {}
-        self._stack = ExitStack()
         single = folder / SINGLE
         self.weights_file = single if single.exists() else folder / INDEX
         self.tensors = self._single(single) if single.exists() else self._sharded(folder)
@@ -64,7 +62,7 @@ class SafetensorsFolder:
 
     def _open(self, file: Path) -> list[StoredTensor]:
         try:
-            opened = self._stack.enter_context(safe_open(file, framework="pt"))
+            opened = safe_open(file, framework="pt")
             self._files[file] = opened
             return [_describe(name, file, opened.get_slice(name)) for name in opened.offset_keys()]
         except FileNotFoundError as error:
