@@ -212,6 +212,14 @@ def test_deadlines():
     assert len(model.batches) == 2
 
 
+def test_deadlines_of_the_past_are_forgotten():
+    """Requests that end long before their deadlines leave nothing behind."""
+    engine, _ = null_engine(max_rows=64)
+    for first in range(0, 3000, 60):
+        run(engine, *(generate(first + key, [1], 1, deadline=time.monotonic() + 1e6) for key in range(60)))
+    assert len(engine._deadlines) < 1500
+
+
 @pytest.mark.parametrize("family", ["decoder", "seq2seq"])
 def test_poison_fails_alone(family):
     engine, _ = null_engine(family)
@@ -244,6 +252,19 @@ def test_a_request_is_rejected_once(monkeypatch):
     step = engine.step()
     assert [type(output) for output in step.outputs] == [Rejected]
     assert (step.pages_used, step.stats, engine.busy) == (0, [], False)
+
+
+def test_a_lost_device_is_nobodys_fault(monkeypatch):
+    """No request is rejected for it: the error ends the process, and the supervisor starts another."""
+    engine, model = null_engine()
+
+    def lose(batch, cache):
+        raise torch.AcceleratorError("an illegal memory access")
+
+    monkeypatch.setattr(model, "decode", lose)
+    engine.submit(generate(1, [1, 2], 9))
+    with pytest.raises(torch.AcceleratorError):
+        engine.step()
 
 
 def test_poison_among_embeddings():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from heapq import heappop, heappush
-from typing import TYPE_CHECKING, NamedTuple
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +13,7 @@ from tercet.kernels import dispatch
 from tercet.server.engine.pages import PagePool
 from tercet.server.engine.scheduler import Chunk, Scheduler
 from tercet.server.engine.sequence import embedding_request, generation_request
+from tercet.server.logs import fields
 from tercet.server.wire import Embed, Embedding, Rejected, StepResult, StepStats, Tokens
 
 if TYPE_CHECKING:
@@ -23,14 +24,9 @@ if TYPE_CHECKING:
     from tercet.server.engine.validation import Limits
     from tercet.server.wire import EngineSettings, Generate, Phase
 
+STALE_DEADLINES = 1024  # of finished requests: past so many they are forgotten
+
 log = logging.getLogger(__name__)
-
-
-class Failure(NamedTuple):
-    """Why a forward pass failed."""
-
-    message: str
-    out_of_memory: bool
 
 
 class Engine:
@@ -49,7 +45,7 @@ class Engine:
             padded=padded,
         )
         self._requests: dict[int, Request] = {}
-        self._deadlines: list[tuple[float, int, Request]] = []  # a heap
+        self._deadlines: list[tuple[float, int]] = []  # a heap of deadline and request id, finished ones too
         self._arrivals = 0
         self._outputs: list[Embedding | Tokens | Rejected] = []
         self._stats: list[StepStats] = []
@@ -72,7 +68,7 @@ class Engine:
             request = generation_request(message, self._arrivals, self._limits.family, self._limits.max_length)
         self._requests[request.id] = request
         if request.deadline is not None:
-            heappush(self._deadlines, (request.deadline, request.arrival, request))
+            heappush(self._deadlines, (request.deadline, request.id))
         self._scheduler.add(request)
 
     def cancel(self, request_id: int, sample: int | None = None) -> None:
@@ -84,7 +80,7 @@ class Engine:
                 self._cancelled = True
 
     def step(self) -> StepResult:
-        """Runs the next batches. Raises torch.AcceleratorError, after which nothing on the device can be relied on."""
+        """Runs the next batches. Raises torch.AcceleratorError when the device is lost: only a new process can go on."""
         self._expire(time.monotonic())
         plan = self._scheduler.schedule()
         if plan.encode:
@@ -108,8 +104,12 @@ class Engine:
 
     def _expire(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, request = heappop(self._deadlines)
-            self._reject(request, Rejected(id=request.id, reason="deadline", message="the deadline has passed"))
+            _, request_id = heappop(self._deadlines)
+            if request := self._requests.get(request_id):
+                self._reject(request, Rejected(id=request.id, reason="deadline", message="the deadline has passed"))
+        if len(self._deadlines) > STALE_DEADLINES + 2 * len(self._requests):
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._requests]
+            heapify(self._deadlines)
 
     def _isolate(self, chunks: list[Chunk], run: Callable[[list[Chunk]], None]) -> None:
         """Runs a batch; if that fails, its halves, until a row that fails alone is rejected.
@@ -120,14 +120,10 @@ class Engine:
         chunks = [chunk for chunk in chunks if chunk.sequence.state == "running"]
         if not chunks or not (failure := _failure(run, chunks)):
             return
-        if failure.out_of_memory and torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        log.warning("a batch of %d rows failed: %s", len(chunks), failure.message)
+        self._runner.recover()
         if len(chunks) == 1:
             request = chunks[0].sequence.request
-            kind = "out of memory" if failure.out_of_memory else "failed"
-            message = f"the model {kind} on this request alone; other requests are not affected"
-            self._reject(request, Rejected(id=request.id, reason="internal", message=message))
+            self._reject(request, Rejected(id=request.id, reason="internal", message=f"the model {failure} on it"))
             return
         middle = len(chunks) // 2
         self._isolate(chunks[:middle], run)
@@ -203,17 +199,16 @@ class Engine:
             self._requests.pop(sequence.request.id, None)
 
 
-def _failure(run: Callable[[list[Chunk]], None], chunks: list[Chunk]) -> Failure | None:
-    """Runs a batch and says how it failed; the exception and the tensors it holds are gone when this returns."""
+def _failure(run: Callable[[list[Chunk]], None], chunks: list[Chunk]) -> str | None:
+    """Runs a batch; says how it failed. The exception and the tensors it holds are gone when this returns."""
     try:
         run(chunks)
     except torch.AcceleratorError:
         raise
     except Exception as error:
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text
-        log.debug("", exc_info=True)
-        return Failure(text, memory)
+        log.warning("batch failed", exc_info=True, extra=fields(rows=len(chunks)))
+        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+        return "ran out of memory" if memory else "failed"
     return None
 
 

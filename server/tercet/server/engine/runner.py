@@ -69,6 +69,12 @@ class Runner:
             tokens = choose(logits, work.sampling).tolist()
         return Pass(tokens, work.batch.rows.tokens, work.copies)
 
+    def recover(self) -> None:
+        """Prepares for the next batch after one has failed. Raises torch.AcceleratorError if the device is lost."""
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize(self._model.device)  # what a kernel did wrong shows here
+            torch.cuda.empty_cache()
+
 
 def _pool(hidden: Tensor, work: EncoderWork) -> Tensor:
     """float32 [rows, hidden]"""

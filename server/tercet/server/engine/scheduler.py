@@ -123,6 +123,8 @@ class Scheduler:
                 _read(sequence, plan, budget)
 
     def _admit(self, plan: Plan, budget: Budget) -> None:
+        if len(self.running) == self._max_rows:
+            return
         ready = list(islice(filter(self._is_ready, self.waiting), LOOKAHEAD * self._max_rows))
         # Readiness is looked at again: starting one sample of a request makes the others wait for what it reads.
         for sequence in ready:
