@@ -145,6 +145,32 @@ def test_first_refused_item_ends_a_long_job(ask, fake):
     assert len(fake.attempts("Embed")) < 15
 
 
+def test_a_job_that_failed_does_not_go_on_behind_its_client(fake):
+    fake.delay = 0.05
+    with Client(fake.address) as client:
+        with pytest.raises(tercet.InvalidArgument) as caught:
+            client.embed([REFUSED] + ["a"] * 5000)
+        assert fake.stream_ended.wait(5)
+    assert len(fake.attempts("Embed")) < 15
+    assert caught.value.index == 0
+
+
+async def test_an_async_job_that_failed_does_not_go_on_behind_its_client(fake):
+    fake.delay = 0.05
+    async with AsyncClient(fake.address) as client:
+        with pytest.raises(tercet.InvalidArgument) as caught:
+            await client.embed([REFUSED] + ["a"] * 5000)
+        assert await asyncio.to_thread(fake.stream_ended.wait, 5)
+    assert len(fake.attempts("Embed")) < 15
+    assert caught.value.index == 0
+
+
+@pytest.mark.parametrize("count", [2, 600])
+def test_an_answer_with_too_few_items_is_no_answer(ask, count):
+    with pytest.raises(tercet.Internal, match="items"):
+        ask("embed", ["a"] * count, model="short")
+
+
 @pytest.mark.parametrize("count", [1, 600])
 @pytest.mark.parametrize("errors", ["raise", "return"])
 def test_what_concerns_the_whole_call_is_raised(ask, count, errors):
