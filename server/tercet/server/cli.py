@@ -44,7 +44,8 @@ def serve(models: list[str] | None = None, config_file: Path | None = None, **fl
         engines = plan(settings, checkpoints)
     except (config.ConfigError, SourceError, DeviceError, BudgetError) as error:
         raise _refuse(error) from None
-    logs.configure(settings.log_level, settings.log_format)
+    os.environ |= {logs.LEVEL: settings.log_level, logs.STYLE: settings.log_format}  # for the engines too
+    logs.configure()
     raise typer.Exit(asyncio.run(_serve(settings, engines, checkpoints)))
 
 

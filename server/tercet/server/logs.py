@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from datetime import UTC, datetime
-from typing import TypedDict
+from typing import TextIO, TypedDict
 
 LEVEL = "TERCET_LOG_LEVEL"
 STYLE = "TERCET_LOG_FORMAT"
@@ -28,18 +28,29 @@ def fields(**values: object) -> Extra:
     return {"fields": values}
 
 
-def configure(level: str | None = None, style: str | None = None) -> None:
-    """Sends this process's logs to stderr. The style is "json", "text", or "auto": JSON unless stderr is a terminal.
+def configure() -> None:
+    """Sends this process's logs to stderr, as the environment says, where a server puts it for its engines too.
 
-    What is None is taken from the environment, where a server puts it for its engines.
+    TERCET_LOG_LEVEL is the least severe level. TERCET_LOG_FORMAT is "json", "text", or "auto": JSON unless stderr is a
+    terminal.
     """
-    level = level or os.environ.get(LEVEL, "info")
-    style = style or os.environ.get(STYLE, "auto")
+    style = os.environ.get(STYLE, "auto")
     readable = style == "text" or (style == "auto" and sys.stderr.isatty())
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(_TextFormatter() if readable else _JsonFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("tercet").setLevel(level.upper())
+    logging.getLogger("tercet").setLevel(os.environ.get(LEVEL, "info").upper())
+
+
+class _StderrHandler(logging.StreamHandler):
+    """Writes to what sys.stderr is at the time: progress bars put themselves before it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
 
 
 class _JsonFormatter(logging.Formatter):
