@@ -75,17 +75,6 @@ def test_equal_to_transformers(reference: PreTrainedTokenizerBase, source: str, 
     assert template(source.replace("sep_token", "other_token")).render(messages) == expected
 
 
-def test_the_real_template() -> None:
-    file = packaged.smollm2()
-    reference = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model = load_text_model(file)
-    for messages in CONVERSATIONS.values():
-        prompt = model.render_chat(messages)
-        assert prompt == reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        expected = reference.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        assert model.tokenizer.encode(prompt, add_special_tokens=False).ids == expected
-
-
 def folder(path: Path, **config: object) -> Path:
     for name in ("tokenizer.json", "config.json"):
         shutil.copy(packaged.minilm() / name, path)

@@ -205,16 +205,6 @@ def test_without_sentence_transformers_files(tmp_path: Path) -> None:
     assert EmbeddingDefaults.from_folder(tmp_path, 512).max_length == 512
 
 
-def test_lower_case_goes_before_the_tokenizer(tmp_path: Path) -> None:
-    folder = tiny_llama(tmp_path / "model")
-    upper, lower = (load_text_model(folder).tokenizer.encode(text).ids for text in ("The QUICK fox", "the quick fox"))
-    assert upper != lower
-    sentence_transformer(folder, {"pooling_mode": "lasttoken"}, do_lower_case=True)
-    tokenizer = load_text_model(folder).tokenizer
-    assert tokenizer.encode("The QUICK fox").ids == lower
-    assert tokenizer.encode("İ fox").ends[-1] == 5  # offsets are of the text as it was
-
-
 @pytest.mark.parametrize(
     ("pooling", "kinds", "sentence", "message"),
     [

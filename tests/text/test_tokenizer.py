@@ -61,6 +61,23 @@ def test_texts_meet_special_tokens(pair: tuple[TextModel, PreTrainedTokenizerBas
     assert len(found & tokenizer.special_ids) >= 4
 
 
+def test_prompts_of_conversations(pair: tuple[TextModel, PreTrainedTokenizerBase]) -> None:
+    """By the checkpoint's own template, where there is one: text, and ids with the template's special tokens."""
+    model, reference = pair
+    assert bool(model.chat_template) == (reference.chat_template is not None)
+    for text in TEXTS[:50] if model.chat_template else ():
+        messages = [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": text},
+            {"role": "user", "content": ""},
+        ]
+        for conversation in (messages, [{"role": "system", "content": text}, *messages]):
+            prompt = model.render_chat(conversation)
+            assert prompt == reference.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+            expected = reference.apply_chat_template(conversation, add_generation_prompt=True)["input_ids"]
+            assert model.tokenizer.encode(prompt, add_special_tokens=False).ids == expected
+
+
 def test_limits_of_tokenizer_json_are_off() -> None:
     """MiniLM's file asks for exactly 128 tokens, by cutting and padding."""
     tokenizer = load_text_model(packaged.minilm()).tokenizer

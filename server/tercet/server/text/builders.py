@@ -73,12 +73,6 @@ def wordpiece(
     return backend
 
 
-def lowercase_first(backend: tokenizers.Tokenizer) -> None:
-    """Has `backend` lower the case of a text before it does anything else."""
-    first = normalizers.Lowercase()
-    backend.normalizer = normalizers.Sequence([first, backend.normalizer]) if backend.normalizer else first
-
-
 def byte_level_bpe(
     vocabulary: dict[str, int],
     merges: Sequence[tuple[str, str]],

@@ -95,7 +95,7 @@ class EmbeddingDefaults:
     max_length: int | None = None
     """Tokens, special tokens included; None where the files name no limit."""
     lowercase: bool = False
-    """Whether sentence-transformers lowers the text before it is tokenized."""
+    """Whether texts are lowered before they are tokenized, as sentence-transformers does; the service's part."""
 
     @classmethod
     def from_folder(cls, folder: Path, model_max_length: int | None) -> EmbeddingDefaults:

@@ -47,19 +47,15 @@ def load_text_model(source: Path) -> TextModel:
 
 
 def _load_folder(folder: Path) -> TextModel:
-    from tercet.server.text.builders import lowercase_first
     from tercet.server.text.folder import folder_tokenizer
 
     config = Fields.read(folder / "tokenizer_config.json")
-    embedding = EmbeddingDefaults.from_folder(folder, _model_max_length(config))
     backend, special_tokens = folder_tokenizer(folder, config)
-    if embedding.lowercase:
-        lowercase_first(backend)
     return TextModel(
         tokenizer=Tokenizer(backend, clean_up=config.boolean("clean_up_tokenization_spaces", False)),
         chat_template=folder_template(folder, config, special_tokens),
         generation=GenerationDefaults.from_folder(folder),
-        embedding=embedding,
+        embedding=EmbeddingDefaults.from_folder(folder, _model_max_length(config)),
     )
 
 
