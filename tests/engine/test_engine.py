@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from support.engine import Answers, generate, null_engine, run
 from support.null_model import POISON, VOCAB_SIZE, continuation
@@ -252,6 +253,27 @@ def test_a_request_is_rejected_once(monkeypatch):
     step = engine.step()
     assert [type(output) for output in step.outputs] == [Rejected]
     assert (step.pages_used, step.stats, engine.busy) == (0, [], False)
+
+
+def test_logits_that_are_not_finite_fail_their_request(monkeypatch):
+    """A draw from them is no token: it is neither sent nor read by the next step, where it would lie beyond the table."""
+    engine, model = null_engine()
+    logits = model.logits
+
+    def overflow(hidden):
+        scores = logits(hidden)
+        scores[1:3] = torch.nan
+        return scores
+
+    engine.submit(generate(1, [1, 2], 5))
+    engine.submit(generate(2, [3, 4], 5, temperature=1.0, n=2))
+    for _ in range(2):
+        engine.step()
+    monkeypatch.setattr(model, "logits", overflow)
+    answers = run(engine)
+    assert answers.rejected == {2: "internal"}
+    assert set(answers.reasons) == {(1, 0)}
+    assert {output.id for step in answers.steps for output in step.outputs if not isinstance(output, Rejected)} == {1}
 
 
 def test_a_lost_device_is_nobodys_fault(monkeypatch):

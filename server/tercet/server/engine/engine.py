@@ -80,7 +80,7 @@ class Engine:
                 self._cancelled = True
 
     def step(self) -> StepResult:
-        """Runs the next batches. Raises torch.AcceleratorError when the device is lost: only a new process can go on."""
+        """Runs the next batches. Raises torch.AcceleratorError when the device is lost, and the process with it."""
         self._expire(time.monotonic())
         plan = self._scheduler.schedule()
         if plan.encode:
@@ -156,11 +156,16 @@ class Engine:
             sequence.computed = end
             sequence.read = max(sequence.read, end)
         for sequence, token in zip(choosing, done.outputs, strict=True):
-            self._accept(sequence, token)
+            if sequence.state == "running":  # and not rejected with another sample
+                self._accept(sequence, token)
         phase = "prefill" if prefill else "decode"
         self._count(phase, chunks, done, started, prompt=prompt, generated=len(choosing), recomputed=recomputed)
 
     def _accept(self, sequence: Sequence, token: int) -> None:
+        if not 0 <= token < self._limits.vocab_size:  # what sampling makes of logits that are not finite
+            message = "the model's logits are not finite"
+            self._reject(sequence.request, Rejected(id=sequence.request.id, reason="internal", message=message))
+            return
         reason = sequence.accept(token)
         self._outputs.append(
             Tokens(id=sequence.request.id, sample=sequence.sample, token_ids=[token], finish_reason=reason)
