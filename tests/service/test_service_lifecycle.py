@@ -158,6 +158,7 @@ class TestDrain:
             wait_until(lambda: self.is_turned_away(stubs))
             assert len(running.result(timeout=10).outputs[0].token_ids) == 31
             assert server.process.wait(5) == 0
+            assert all(line.startswith("{") for line in server.log.read_text().splitlines())  # no stray traceback
 
     def is_turned_away(self, stubs: Stubs) -> bool:
         call = stubs.models.Get.future(GetModelRequest(name="decoder"))

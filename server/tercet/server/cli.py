@@ -88,7 +88,7 @@ def _bars(settings: Settings) -> LoadingBars | None:
         return None
     from tercet.server.progress import LoadingBars
 
-    return LoadingBars(len(settings.models))
+    return LoadingBars(model.name for model in settings.models)
 
 
 def _option(name: str, rule: Rule, default: object) -> inspect.Parameter:

@@ -10,32 +10,34 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from tercet.server.supervisor import State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tercet.server.supervisor import Engine
 
 
 class LoadingBars:
-    """Bars on stderr; they go once every model is ready."""
+    """Bars on stderr, one a model; they go once every model is ready."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, models: Iterable[str]) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[stage]}"))
         self._progress = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
-        self._tasks: dict[str, TaskID] = {}
-        self._left = count
+        self._loading: dict[str, TaskID] = {
+            model: self._progress.add_task(model, total=None, stage="starting") for model in models
+        }
         self._progress.start()
 
     def __call__(self, engine: Engine) -> None:
         """Shows how far an engine is."""
-        if engine.name not in self._tasks:
-            self._tasks[engine.name] = self._progress.add_task(engine.name, total=None, stage="starting")
-        task = self._tasks[engine.name]
-        if engine.progress is not None:
+        if engine.name not in self._loading:
+            return
+        if engine.state is State.READY:
+            self._progress.remove_task(self._loading.pop(engine.name))
+        elif engine.progress is not None:
             progress = engine.progress
+            task = self._loading[engine.name]
             self._progress.update(task, total=progress.total, completed=progress.done, stage=progress.stage)
-        if engine.state is State.READY and not self._progress.finished:
-            self._progress.update(task, total=1, completed=1, stage="ready")
-            self._left -= 1
-            if self._left == 0:
-                self.close()
+        if not self._loading:
+            self.close()
 
     def close(self) -> None:
         """Takes the bars away."""
