@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
-import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
@@ -13,6 +13,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from tercet.server.config import ModelSettings
 from tercet.server.sources import SourceError, resolve, weight_bytes
 
+NOT_FOUND = SimpleNamespace(status_code=404, headers={}, request=None)
 REPOSITORY = {
     "config.json": True,
     "tokenizer.json": True,
@@ -50,7 +51,7 @@ def test_a_hub_id_is_downloaded_without_what_may_hold_code(tmp_path: Path, monke
         (LocalEntryNotFoundError("offline"), "m.source: org/name@v2 is no local path, and the hub can't be reached"),
         (OSError("no route"), "and the hub can't be reached"),
         (
-            RepositoryNotFoundError("404", response=httpx.Response(404, request=httpx.Request("GET", "https://hub"))),
+            RepositoryNotFoundError("404", response=NOT_FOUND),
             "is neither a local path nor a checkpoint of the hub that you may read",
         ),
     ],
