@@ -193,6 +193,14 @@ def test_generate_streams(tercet, fake):
     assert list(request.sampling.stop.values) == ["x", "y"]
     assert request.sampling.seed == 3
     assert not request.sampling.HasField("top_k")
+    assert fake.time_left[0] > 1e6  # seconds: none, since an answer may be long
+
+
+def test_calls_that_are_not_streams_have_a_time_limit(tercet, fake):
+    tercet("models")
+    tercet("health")
+    tercet("health", "--timeout", "2")
+    assert [round(left, -1 if left > 10 else 0) for left in fake.time_left] == [60, 5, 2]
 
 
 @pytest.mark.parametrize("arguments", [[], ["-"]])

@@ -17,10 +17,12 @@ from support.fake_service import (
     error_info,
     fake_service,
     retry_info,
+    vector,
 )
 from tercet import client as tercet
 from tercet.client import AsyncClient, Client, TercetError
 from tercet.client.channel import channel_options, is_local
+from tercet.v1.types_pb2 import TextInput
 
 CODES = {
     grpc.StatusCode.INVALID_ARGUMENT: tercet.InvalidArgument,
@@ -163,6 +165,42 @@ async def test_an_async_job_that_failed_does_not_go_on_behind_its_client(fake):
         assert await asyncio.to_thread(fake.stream_ended.wait, 5)
     assert len(fake.attempts("Embed")) < 15
     assert caught.value.index == 0
+
+
+BUSY = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", (retry_info(0.2),))
+DEAD = Failure(grpc.StatusCode.UNAVAILABLE, "the engine died")
+
+
+@pytest.mark.parametrize("failures", [[DEAD], [BUSY], [DEAD, BUSY, DEAD]])
+def test_a_long_job_is_taken_up_where_it_broke(ask, fake, failures):
+    texts = ["x" * (i % 50) for i in range(2000)]
+    fake.failures["first of a stream"] = list(failures)
+    start = time.monotonic()
+    vectors = ask("embed", texts)
+    np.testing.assert_array_equal(vectors, [vector(TextInput(text=text)) for text in texts])
+    assert len(fake.attempts("EmbedStream")) == 1 + len(failures)
+    assert time.monotonic() - start >= 0.2 * len(failures)
+
+
+def test_answers_of_a_broken_stream_are_not_asked_for_again(ask, fake):
+    fake.failures["Embed"] = [None, None, DEAD]  # the third request ends the stream
+    assert ask("embed", ["a"] * 1500).shape == (1500, 3)
+    sent = [len(request.inputs) for _, request, *_ in fake.attempts("Embed")]
+    assert sent == [256, 256, 256, 256, 256, 256, 220]
+
+
+def test_a_long_job_is_given_up_when_nothing_comes(ask, fake):
+    fake.failures["first of a stream"] = [BUSY] * 50
+    with pytest.raises(tercet.ResourceExhausted) as caught:
+        ask("embed", ["a"] * 600)
+    assert caught.value.retry_after == 0.2
+    assert len(fake.attempts("EmbedStream")) == 4
+
+
+def test_a_long_job_is_given_up_when_its_time_is_too_short(ask, fake):
+    fake.failures["first of a stream"] = [Failure(grpc.StatusCode.UNAVAILABLE, "later", (retry_info(60),))]
+    with pytest.raises(tercet.Unavailable):
+        ask("embed", ["a"] * 600, timeout=5)
 
 
 @pytest.mark.parametrize("count", [2, 600])

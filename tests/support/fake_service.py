@@ -84,7 +84,7 @@ class Fake(
     requests: list = field(default_factory=list)
     """(method, request, metadata, time) of every attempt, retries included."""
     failures: dict = field(default_factory=dict)
-    """Method -> Failures of its next attempts."""
+    """Method -> Failures of its next attempts; None lets one pass."""
     health: dict = field(
         default_factory=lambda: {"": "SERVING", "model/echo": "SERVING", "model/broken": "NOT_SERVING"}
     )
@@ -92,6 +92,8 @@ class Fake(
     """Seconds before a unary answer, and between the pieces of a stream."""
     stream_ended: threading.Event = field(default_factory=threading.Event)
     pieces_sent: int = 0
+    time_left: list = field(default_factory=list)
+    """What was left of each attempt's deadline, in seconds; years where there is none."""
 
     def attempts(self, method):
         return [entry for entry in self.requests if entry[0] == method]
@@ -100,8 +102,9 @@ class Fake(
         metadata = dict(context.invocation_metadata())
         self.requests.append((method, request, metadata, time.monotonic()))
         trailers = [("x-request-id", REQUEST_ID)]
-        if self.failures.get(method):
-            failure = self.failures[method].pop(0)
+        self.time_left.append(context.time_remaining())
+        failure = self.failures[method].pop(0) if self.failures.get(method) else None
+        if failure is not None:
             if failure.details:
                 packed = status(failure.code, failure.message, *failure.details)
                 trailers.append(("grpc-status-details-bin", packed.SerializeToString()))
@@ -168,9 +171,13 @@ class Fake(
     def EmbedStream(self, requests, context):
         context.add_callback(self.stream_ended.set)
         self._attempt("EmbedStream", None, context)
-        for request in requests:
+        for number, request in enumerate(requests):
             if request.model == "gone":
                 refusal = status(grpc.StatusCode.NOT_FOUND, "no model 'gone'; there are: count, echo")
+                yield embedding_pb2.EmbedStreamResponse(error=refusal)
+            elif number == 0 and self.failures.get("first of a stream"):
+                failure = self.failures["first of a stream"].pop(0)
+                refusal = status(failure.code, failure.message, *failure.details)
                 yield embedding_pb2.EmbedStreamResponse(error=refusal)
             else:
                 yield embedding_pb2.EmbedStreamResponse(response=self.Embed(request, context))

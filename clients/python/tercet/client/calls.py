@@ -15,7 +15,7 @@ from google.rpc.status_pb2 import Status
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 
 from tercet.client import requests, responses
-from tercet.client.errors import Internal
+from tercet.client.errors import Internal, Unavailable
 from tercet.client.statuses import from_status
 from tercet.v1.embedding_pb2 import EmbedRequest, EmbedStreamResponse, Pooling
 from tercet.v1.models_pb2 import ListModelsRequest
@@ -24,11 +24,13 @@ from tercet.v1.text_pb2 import DetokenizeRequest, TokenizeRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from tercet.client.errors import TercetError
     from tercet.client.requests import ChatMessage, Prompt
     from tercet.client.results import Generation, HealthStatus, ModelInfo, Piece
 
 R = TypeVar("R")
 Errors = Literal["raise", "return"]
+RESUMES = 3  # how often in a row a broken stream is taken up again
 PoolingName = Literal["mean", "cls", "last", "max"]
 
 
@@ -76,17 +78,24 @@ class ListCall:
             raise ValueError(f'errors must be "raise" or "return", got {errors!r}')
         self.streamed = stream is not None and len(batches) > 1
         self.method: Callable[[Any], Any] = attrgetter(stream if stream and self.streamed else method)
-        self.requests = [request(batch) for batch in batches]
-        self._sizes = iter([len(batch) for batch in batches])
+        self._requests = [request(batch) for batch in batches]
+        self._sizes = [len(batch) for batch in batches]
+        self._answered = 0
+        self._failures = 0
         self._read = read
         self._single = single
         self._raises = errors == "raise"
         self._join = join
         self._results: list[Any] = []
 
+    @property
+    def pending(self) -> list[Any]:
+        """The requests that are not answered yet."""
+        return self._requests[self._answered :]
+
     def add(self, response: Any) -> None:
         """Takes the answer to the next request. Raises the error of an item, unless errors are to be returned."""
-        start, size = len(self._results), next(self._sizes)
+        start, size = len(self._results), self._sizes[self._answered]
         if isinstance(response, EmbedStreamResponse):
             if response.HasField("error"):
                 raise from_status(response.error, offset=start)
@@ -98,6 +107,21 @@ class ListCall:
             self._refused(item, start, index) if isinstance(item, Status) else item
             for index, item in enumerate(items, start)
         ]
+        self._answered += 1
+        self._failures = 0
+
+    def pause(self, error: TercetError, left: float | None) -> float:
+        """Seconds until what is pending may be sent again, of those that are left.
+
+        gRPC makes calls again, but not a stream that has brought answers. Raises `error` where that is no use:
+        after RESUMES failures without an answer, where too little time is left, or for another kind of error.
+        """
+        self._failures += 1
+        again = self.streamed and (isinstance(error, Unavailable) or error.retry_after is not None)
+        seconds = error.retry_after or 0.1 * 2**self._failures
+        if not again or self._failures > RESUMES or (left is not None and seconds >= left):
+            raise error
+        return seconds
 
     def result(self) -> Any:
         """One result where one item was passed, else all of them."""

@@ -30,7 +30,8 @@ RETRY_POLICY = {
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
 }
-# While more than a tenth of the calls fail, there are no retries: they would only add to the load.
+# A failure costs a token, a success brings a tenth of one: while more than half of them are spent, as in an outage,
+# nothing is retried, which would only add to the load.
 RETRY_THROTTLING = {"maxTokens": 100, "tokenRatio": 0.1}
 OPTIONS = {
     "grpc.keepalive_time_ms": 30_000,  # pings only while a call is open; the server allows them at this rate

@@ -12,7 +12,7 @@ import grpc
 
 from tercet.client import calls
 from tercet.client.channel import Deadline, Stubs, call_metadata, channel_options
-from tercet.client.errors import DeadlineExceeded, Unavailable
+from tercet.client.errors import DeadlineExceeded, TercetError, Unavailable
 from tercet.client.statuses import from_rpc_error
 
 if TYPE_CHECKING:
@@ -85,19 +85,27 @@ class Transport(_Server):
             return call.read(self.start(call, call.request, deadline, **options))
 
     def many(self, call: ListCall, deadline: Deadline) -> Any:
-        """The answers to the requests of a list: on one stream, or one after the other."""
+        """The answers to the requests of a list; a stream that breaks is taken up where it broke."""
+        while call.pending:
+            try:
+                self._ask(call, deadline)
+            except TercetError as error:
+                time.sleep(call.pause(error, deadline.left()))
+        return call.result()
+
+    def _ask(self, call: ListCall, deadline: Deadline) -> None:
+        """Sends what is pending: on one stream, or one after the other."""
         with typed_errors():
             if call.streamed:
-                answers = self.start(call, iter(call.requests), deadline)
+                answers = self.start(call, iter(call.pending), deadline)
                 try:
                     for answer in answers:
                         call.add(answer)
                 finally:
                     answers.cancel()
             else:
-                for request in call.requests:
+                for request in call.pending:
                     call.add(self.start(call, request, deadline))
-        return call.result()
 
     def wait_ready(self, model: str | None, deadline: Deadline) -> None:
         """Asks for the health until it is SERVING."""
@@ -137,19 +145,27 @@ class AsyncTransport(_Server):
             return call.read(await self.start(call, call.request, deadline, **options))
 
     async def many(self, call: ListCall, deadline: Deadline) -> Any:
-        """The answers to the requests of a list: on one stream, or one after the other."""
+        """The answers to the requests of a list; a stream that breaks is taken up where it broke."""
+        while call.pending:
+            try:
+                await self._ask(call, deadline)
+            except TercetError as error:
+                await asyncio.sleep(call.pause(error, deadline.left()))
+        return call.result()
+
+    async def _ask(self, call: ListCall, deadline: Deadline) -> None:
+        """Sends what is pending: on one stream, or one after the other."""
         with typed_errors():
             if call.streamed:
-                answers = self.start(call, iter(call.requests), deadline)
+                answers = self.start(call, iter(call.pending), deadline)
                 try:
                     async for answer in answers:
                         call.add(answer)
                 finally:
                     answers.cancel()
             else:
-                for request in call.requests:
+                for request in call.pending:
                     call.add(await self.start(call, request, deadline))
-        return call.result()
 
     async def wait_ready(self, model: str | None, deadline: Deadline) -> None:
         """Asks for the health until it is SERVING."""
