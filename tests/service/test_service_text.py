@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from support.status import Refusal
+from support.status import Refusal, refused
 from tercet.v1.models_pb2 import Family, GetModelRequest, ListModelsRequest, ModelState, Task
 from tercet.v1.text_pb2 import DetokenizeRequest, TokenizeRequest
 from tercet.v1.types_pb2 import TokenIds
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import Stubs
 
 
@@ -69,3 +72,20 @@ def test_models_are_listed_by_name_with_what_they_can(stubs: Stubs):
     assert encoder == models[1]
     assert (encoder.max_length, encoder.vocab_size, encoder.embedding_size) == (32, 60, 4)
     assert (encoder.architecture, encoder.dtype, encoder.device, encoder.parameters) == ("bert", "float32", "cpu", 123)
+
+
+def listed(stubs: Stubs) -> list[str]:
+    """The services that reflection names."""
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    [answer] = reflection_pb2_grpc.ServerReflectionStub(stubs.channel).ServerReflectionInfo(iter([request]))
+    return [service.name for service in answer.list_services_response.service]
+
+
+def test_reflection_names_every_service_and_can_be_turned_off(
+    stubs: Stubs, checkpoints: dict[str, Path], start, connect
+):
+    ours = ("EmbeddingService", "GenerationService", "ModelService", "TextService")
+    others = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert set(listed(stubs)) == {f"tercet.v1.{name}" for name in ours} | others
+    with start({"encoder": checkpoints["encoder"]}, "--no-reflection") as server, connect(server) as bare:
+        assert refused(lambda: listed(bare)).code is grpc.StatusCode.UNIMPLEMENTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ class SourceError(ValueError):
 
 def resolve(model: ModelSettings) -> Path:
     """The local folder or .gguf file of a model's checkpoint. Raises SourceError."""
-    path = Path(model.source).expanduser()
+    path = Path(os.path.expanduser(model.source))  # Path.expanduser fails where there is no such user
     key = f"models.{model.name}.source"
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path.resolve()
