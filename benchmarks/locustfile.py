@@ -53,7 +53,7 @@ def words(rng: random.Random) -> str:
 class TercetUser(User):
     """One connection; asks each kind of question of a random model that can answer it."""
 
-    host = os.environ.get("TERCET_TARGET", DEFAULT_TARGET)
+    host = os.environ.get("TERCET_TARGET")
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
@@ -61,7 +61,7 @@ class TercetUser(User):
         self.rate: float = options.rate
         self.max_new_tokens: int = options.max_new_tokens
         self.rng = random.Random()
-        self.client = Client(self.host)
+        self.client = Client(self.host or DEFAULT_TARGET)
         models = self.client.models()
         able = {
             "embed": [model.name for model in models if "embed" in model.tasks],
