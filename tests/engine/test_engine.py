@@ -256,7 +256,7 @@ def test_a_request_is_rejected_once(monkeypatch):
 
 
 def test_logits_that_are_not_finite_fail_their_request(monkeypatch):
-    """A draw from them is no token: it is neither sent nor read by the next step, where it would lie beyond the table."""
+    """A draw from them is no token: it is neither sent nor read by the next step, being beyond the table."""
     engine, model = null_engine()
     logits = model.logits
 

@@ -114,5 +114,6 @@ def test_an_engine_that_can_not_start_says_why():
         assert isinstance(failed, wire.Failed)
         assert "/nowhere/at/all" in failed.message
         assert "\n" not in failed.message
+        engine.socket.close()
         assert engine.exit_code() == 2
         assert b"Traceback" not in engine.process.stderr.read()

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     except EOFError:
         return 0
     except Exception:
-        log.exception("engine failed", extra=fields(model=settings.name))
+        log.exception("engine failed", extra=fields(model=settings.name, incarnation=settings.incarnation))
         return 1
 
 
@@ -57,6 +57,7 @@ def _run(settings: EngineSettings, connection: Connection) -> int:
         # What the checkpoint or the settings are to blame for is an error made for the user, and says it all.
         log.debug("engine can't start", exc_info=True)
         message = str(error).strip() or type(error).__name__
+        connection.exit_code = FAILED  # the front end may hang up as soon as it has heard
         connection.send(Failed(incarnation=settings.incarnation, message=" ".join(message.splitlines())))
         return FAILED
     # What was loaded lives as long as the process: the collector need not look at it again.

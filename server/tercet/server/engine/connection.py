@@ -24,6 +24,8 @@ class Connection:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.connect(path)
         self._frames = wire.FrameReader()
+        self.exit_code = 0
+        """What the process exits with once the front end is gone."""
 
     def send(self, message: FromEngine) -> None:
         """Sends one message, waiting for a front end that is slow to read."""
@@ -55,7 +57,7 @@ class Connection:
             poll = select.poll()
             poll.register(self._socket.fileno(), 0)  # the hang-up is reported without being asked for
             poll.poll()
-            exit_at_once(0)
+            exit_at_once(self.exit_code)
 
         threading.Thread(target=wait, name="peer", daemon=True).start()
 

@@ -89,9 +89,9 @@ def warm_up(engine: Engine, limits: Limits, progress: Callable[[int, int], None]
         engine.submit(Embed(id=0, token_ids=ids, pooling="mean", normalize=True))
     else:
         start = [0] if limits.family == "seq2seq" else []
-        for key, sampling in enumerate((
-            Sampling(max_new_tokens=2), Sampling(max_new_tokens=2, temperature=1.0, top_k=2, top_p=0.5, min_p=0.1)
-        )):  # fmt: skip
+        greedy = Sampling(max_new_tokens=2)
+        sampled = Sampling(max_new_tokens=2, temperature=1.0, top_k=2, top_p=0.5, min_p=0.1)
+        for key, sampling in enumerate((greedy, sampled)):
             engine.submit(Generate(id=key, token_ids=ids, decoder_ids=start, sampling=sampling))
     for done in range(WARM_UP_STEPS):
         if not engine.busy:
