@@ -3,15 +3,16 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
+import threading
 
 import numpy as np
 import pytest
 
 from support.checkpoints import VOCAB_SIZE, tiny_bert, tiny_llama, tiny_t5
-from support.server import running_server
+from support.server import running_server, wait_until
 from tercet.client import (
     AsyncClient,
     Client,
@@ -147,10 +148,7 @@ def test_errors_name_the_field(client, ask, error, field, words):
 
 
 def wait_for_free_pages(server):
-    end = time.monotonic() + 10
-    while used := server.metrics()['tercet_kv_cache_blocks{model="llama",state="used"}']:
-        assert time.monotonic() < end, f"{used} pages are still in use"
-        time.sleep(0.05)
+    wait_until(lambda: server.metrics()['tercet_kv_cache_blocks{model="llama",state="used"}'] == 0)
 
 
 def test_leaving_a_stream_frees_its_pages(server, client):
@@ -208,3 +206,24 @@ def test_command_line(server, client):
     refused = command(server, "generate", LONG, "--model", "llama")
     assert refused.returncode == 2
     assert refused.stderr.startswith(b"tercet: input.text")
+
+
+def test_a_long_job_outlives_the_engine(server, client):
+    texts = [f"night {i} " + "stones and river " * 9 for i in range(6000)]
+    expected = client.embed(texts[:1])
+
+    def batches():
+        return server.metrics()['tercet_batch_size_count{model="bert"}']
+
+    def kill_at_work(before):
+        wait_until(lambda: batches() > before)
+        os.kill(server.engine_pid("bert"), signal.SIGKILL)
+
+    crash = threading.Thread(target=kill_at_work, args=[batches()])
+    crash.start()
+    vectors = client.embed(texts, timeout=120)
+    crash.join()
+    assert len(server.events("engine died")) == 1
+    assert vectors.shape == (6000, 48)
+    np.testing.assert_allclose(vectors[:1], expected, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)

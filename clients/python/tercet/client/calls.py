@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 Errors = Literal["raise", "return"]
-RESUMES = 3  # how often in a row a broken stream is taken up again
+RESUMES = 3
 PoolingName = Literal["mean", "cls", "last", "max"]
 
 
@@ -113,13 +113,15 @@ class ListCall:
     def pause(self, error: TercetError, left: float | None) -> float:
         """Seconds until what is pending may be sent again, of those that are left.
 
-        gRPC makes calls again, but not a stream that has brought answers. Raises `error` where that is no use:
-        after RESUMES failures without an answer, where too little time is left, or for another kind of error.
+        gRPC itself repeats calls, but no stream that has brought answers. Such a one is taken up again as long as the
+        server says when, and RESUMES times in a row where it has no say. Raises `error` otherwise, and where too little
+        time is left.
         """
-        self._failures += 1
-        again = self.streamed and (isinstance(error, Unavailable) or error.retry_after is not None)
-        seconds = error.retry_after or 0.1 * 2**self._failures
-        if not again or self._failures > RESUMES or (left is not None and seconds >= left):
+        seconds = error.retry_after
+        if seconds is None and isinstance(error, Unavailable) and self._failures < RESUMES:
+            self._failures += 1
+            seconds = 0.1 * 2**self._failures
+        if not self.streamed or seconds is None or (left is not None and seconds >= left):
             raise error
         return seconds
 
