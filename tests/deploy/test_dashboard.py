@@ -49,18 +49,23 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         "t5": tiny_t5(folder / "t5"),
     }
     # Two rows a batch, so that sequences wait; padded, so that there is padding.
-    with running_server(models, "--max-rows", "2", "--layout", "padded", "--threads", "1") as server:
+    flags = ("--max-rows", "2", "--layout", "padded", "--threads", "1")
+    with (
+        running_server(models, *flags) as server,
+        running_prometheus(configuration(folder, server)) as prometheus,
+    ):
+        while not query_range(prometheus, "tercet_engine_restarts_total", time.time() - 2, time.time()):
+            time.sleep(0.1)
         kill_an_engine(server, "t5")
-        with running_prometheus(configuration(folder, server)) as prometheus:
-            start = time.time()
-            load(server)
-            yield Observed(server, prometheus, start + WINDOW + 2, time.time() - 1)
+        start = time.time()
+        load(server)
+        yield Observed(server, prometheus, start + WINDOW + 2, time.time() - 1)
 
 
 def configuration(folder: Path, server: RunningServer) -> Path:
-    """The shipped configuration, but for the target and the interval."""
+    """The shipped configuration, but for the target and the intervals."""
     shipped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-    shipped["global"]["scrape_interval"] = "1s"
+    shipped["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     shipped["scrape_configs"][0]["static_configs"][0]["targets"] = [server.metrics_address]
     shipped["rule_files"] = [str(DEPLOY / "prometheus" / "alerts.yml")]
     path = folder / "prometheus.yml"
@@ -141,6 +146,13 @@ def test_prometheus_sees_the_server_and_its_rules(observed: Observed) -> None:
         rules = [rule for group in json.load(answer)["data"]["groups"] for rule in group["rules"]]
     assert rules
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
+
+
+def test_the_alert_of_a_killed_engine_fires_and_no_other(observed: Observed) -> None:
+    firing = 'count by (alertname) (ALERTS{alertstate="firing"})'
+    restarting = firing.replace("{", '{alertname="TercetEngineRestarting",')
+    assert len(query_range(observed.prometheus, restarting, observed.start, observed.end)) == 1
+    assert len(query_range(observed.prometheus, firing, observed.start, observed.end)) == 1
 
 
 def test_the_names_are_as_prometheus_wants_them(observed: Observed) -> None:

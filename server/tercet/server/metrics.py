@@ -92,6 +92,8 @@ class Metrics:
         self._in_batches[model] = 0
         self._running.labels(model).set_function(lambda: self._in_batches[model])
         self._waiting.labels(model).set_function(lambda: max(0, pending() - self._in_batches[model]))
+        for reason in ("signal", "exit"):  # from 0 on: Prometheus sees no increase in a counter that begins at 1
+            self._restarts.labels(model, reason)
 
     def engine_ready(self, model: str, info: wire.ModelInfo) -> None:
         """A model's engine answers, for the first time or again."""
