@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 
-from support.null_model import NullModel
+from support.null_model import POISON, VOCAB_SIZE, NullModel, continuation
 from tercet.server.engine.engine import Engine
 from tercet.server.engine.runner import Runner
 from tercet.server.engine.validation import limits_of
 from tercet.server.wire import Embedding, EngineSettings, Generate, Rejected, Sampling, StepResult, Tokens
+
+DECODER_START = [5]
+"""Of null models that are seq2seq."""
 
 
 def settings(**changes):
@@ -43,6 +47,27 @@ def generate(key, ids, new_tokens, *, n=1, decoder_ids=(), eos_ids=(), stop_ids=
         id=key, token_ids=list(ids), decoder_ids=list(decoder_ids), n=n, eos_ids=list(eos_ids), stop_ids=list(stop_ids),
         deadline=deadline, sampling=Sampling(max_new_tokens=new_tokens, **sampling),
     )  # fmt: skip
+
+
+def prompts(count, longest, seed=0):
+    """Ragged prompts without the poison."""
+    rng = random.Random(seed)
+    ids = [token for token in range(VOCAB_SIZE) if token != POISON]
+    return [rng.choices(ids, k=rng.randint(1, longest)) for _ in range(count)]
+
+
+def request(family, key, ids, new_tokens, **options):
+    """A `Generate` for a null model of either family."""
+    if family == "seq2seq":
+        return generate(key, ids, new_tokens, decoder_ids=DECODER_START, **options)
+    return generate(key, ids, new_tokens, **options)
+
+
+def expected(family, ids, new_tokens, **options):
+    """The greedy tokens that answer such a request."""
+    if family == "seq2seq":
+        return continuation(DECODER_START, new_tokens, source=ids, **options)
+    return continuation(ids, new_tokens, **options)
 
 
 @dataclass

@@ -1,0 +1,144 @@
+"""What goes wrong with one request stays with it: poison, memory, bad input, logits that are not finite."""
+
+import pytest
+import torch
+
+from support.engine import expected, generate, null_engine, prompts, request, run
+from support.null_model import POISON, VOCAB_SIZE, continuation
+from tercet.server.wire import Embed, Rejected
+
+
+@pytest.mark.parametrize("family", ["decoder", "seq2seq"])
+def test_poison_fails_alone(family):
+    engine, _ = null_engine(family)
+    all_ids = prompts(8, 6)
+    all_ids[3] = [1, POISON, 2]
+    answers = run(engine, *(request(family, key, ids, 5) for key, ids in enumerate(all_ids)))
+    assert answers.rejected == {3: "internal"}
+    for key, ids in enumerate(all_ids):
+        assert (key == 3) or answers.tokens[key, 0] == expected(family, ids, 5)
+    assert answers.steps[-1].pages_used == 0
+    again = run(engine, request(family, 50, [1, 2], 3))
+    assert again.tokens[50, 0] == expected(family, [1, 2], 3)
+
+
+def test_a_request_is_rejected_once(monkeypatch):
+    """Two samples in one batch: when one fails alone, nothing more is said for the other."""
+    engine, model = null_engine()
+    engine.submit(generate(1, [1, 2], 9, n=2))
+    engine.step()
+    engine.step()
+    decode, failures = model.decode, [1, 1]
+
+    def flaky(batch, cache):
+        if failures:
+            failures.pop()
+            raise RuntimeError("a passing fault")
+        return decode(batch, cache)
+
+    monkeypatch.setattr(model, "decode", flaky)
+    step = engine.step()
+    assert [type(output) for output in step.outputs] == [Rejected]
+    assert (step.pages_used, step.stats, engine.busy) == (0, [], False)
+
+
+def test_logits_that_are_not_finite_fail_their_request(monkeypatch):
+    """A draw from them is no token: it is neither sent nor read by the next step, being beyond the table."""
+    engine, model = null_engine()
+    logits = model.logits
+
+    def overflow(hidden):
+        scores = logits(hidden)
+        scores[1:3] = torch.nan
+        return scores
+
+    engine.submit(generate(1, [1, 2], 5))
+    engine.submit(generate(2, [3, 4], 5, temperature=1.0, n=2))
+    for _ in range(2):
+        engine.step()
+    monkeypatch.setattr(model, "logits", overflow)
+    answers = run(engine)
+    assert answers.rejected == {2: "internal"}
+    assert set(answers.reasons) == {(1, 0)}
+    assert {output.id for step in answers.steps for output in step.outputs if not isinstance(output, Rejected)} == {1}
+
+
+def test_a_lost_device_is_nobodys_fault(monkeypatch):
+    """No request is rejected for it: the error ends the process, and the supervisor starts another."""
+    engine, model = null_engine()
+
+    def lose(batch, cache):
+        raise torch.AcceleratorError("an illegal memory access")
+
+    monkeypatch.setattr(model, "decode", lose)
+    engine.submit(generate(1, [1, 2], 9))
+    with pytest.raises(torch.AcceleratorError):
+        engine.step()
+
+
+def test_poison_among_embeddings():
+    engine, _ = null_engine("encoder")
+    messages = [
+        Embed(id=key, token_ids=[key, POISON if key == 2 else 1], pooling="mean", normalize=False) for key in range(6)
+    ]
+    answers = run(engine, *messages)
+    assert answers.rejected == {2: "internal"}
+    assert sorted(answers.vectors) == [0, 1, 3, 4, 5]
+
+
+@pytest.mark.parametrize("heavy", [3, 1])
+def test_a_batch_too_large_for_memory_runs_in_halves(heavy):
+    engine, _ = null_engine(heavy=heavy)
+    all_ids = prompts(5, 6)
+    answers = run(engine, *(generate(key, ids, 4) for key, ids in enumerate(all_ids)))
+    if heavy == 1:
+        assert answers.rejected == dict.fromkeys(range(5), "internal")
+    else:
+        assert not answers.rejected
+        assert [answers.tokens[key, 0] for key in range(5)] == [continuation(ids, 4) for ids in all_ids]
+    assert answers.steps[-1].pages_used == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "words"),
+    [
+        (generate(1, [], 3), "invalid", "token_ids has 0"),
+        (generate(1, [1] * 64, 3), "invalid", "1 to 63"),
+        (generate(1, [VOCAB_SIZE], 3), "invalid", f"0..{VOCAB_SIZE - 1}"),
+        (generate(1, [-1], 3), "invalid", "token_ids"),
+        (generate(1, [1 << 40], 3), "invalid", "token_ids"),
+        (generate(1, [1], 0), "invalid", "max_new_tokens"),
+        (generate(1, [1], 1, n=0), "invalid", "n is 0"),
+        (generate(1, [1], 1, seed=1 << 64), "invalid", "seed"),
+        (generate(1, [1], 1, temperature=-1.0), "invalid", "temperature"),
+        (generate(1, [1], 1, eos_ids=[VOCAB_SIZE]), "invalid", "eos_ids"),
+        (generate(1, [1], 1, stop_ids=[-1]), "invalid", "stop_ids"),
+        (generate(1, [1] * 30, 30), "pages", "15 pages of 4 tokens, there are 14"),
+        (Embed(id=1, token_ids=[1], pooling="mean", normalize=False), "invalid", "decoder"),
+    ],
+)
+def test_bad_requests_are_refused(message, reason, words):
+    engine, model = null_engine(pages=14)
+    (rejected,) = (engine.submit(message), engine.step())[1].outputs
+    assert rejected.reason == reason
+    assert words in rejected.message
+    assert not engine.busy
+    assert not model.batches
+    assert run(engine, generate(2, [1], 2)).tokens[2, 0] == continuation([1], 2)
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (Embed(id=1, token_ids=[1, 2], type_ids=[0], pooling="mean", normalize=False), "type_ids has 1"),
+        (Embed(id=1, token_ids=[1, 2], type_ids=[0, 2], pooling="mean", normalize=False), "type_ids must lie in 0..1"),
+        (Embed(id=1, token_ids=[1] * 65, pooling="mean", normalize=False), "1 to 64"),
+        (generate(1, [1], 3), "encoder"),
+    ],
+)
+def test_bad_embeddings_are_refused(message, words):
+    engine, _ = null_engine("encoder", max_length=512, max_batch_tokens=64)
+    engine.submit(message)
+    (rejected,) = engine.step().outputs
+    assert rejected.reason == "invalid"
+    assert words in rejected.message
