@@ -47,6 +47,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file(file: Path):
     settings = load({"port": 1003}, [], file, environment)
     assert settings.port == 1003
     assert [model.max_rows for model in settings.models] == [8, 8]
+    assert load({"max_rows": 9}, [], file, environment).models[0].max_rows == 9
     assert load({}, [], file, environment).port == 1002
     assert load({}, [], file, {}).port == 1001
     assert load({}, [], file, {}).memory == 0.5

@@ -188,7 +188,8 @@ class Generation:
 
     def lose(self) -> None:
         """The engine died."""
-        self._error = engine_lost(tokens_sent=str(self.generated_tokens))
+        sent = sum(sample.tokens - len(sample.piece.token_ids) for sample in self._samples)
+        self._error = engine_lost(tokens_sent=str(sent))
         self._news.set()
 
     async def pieces(self) -> list[tuple[int, Piece]]:
