@@ -76,18 +76,22 @@ def test_greedy_takes_the_first_of_the_likeliest(implementation):
     assert tokens.tolist() == [31] * 5 + [777]
 
 
+WARPERS = (
+    {"top_k": 10**6},
+    {"top_k": 5},
+    {"top_p": 0.6},
+    {"top_p": 1e-9},
+    {"min_p": 0.2},
+    {"temperature": 1.8, "top_k": 40, "top_p": 0.8, "min_p": 0.05},
+    {"temperature": 0.7},
+)
+
+
 @pytest.mark.parametrize(
-    "warpers",
-    [
-        {"temperature": 0.7},
-        {"top_k": 5},
-        {"top_p": 0.6},
-        {"top_p": 1e-9},
-        {"min_p": 0.2},
-        {"temperature": 1.8, "top_k": 40, "top_p": 0.8, "min_p": 0.05},
-        {"top_k": 10**6},
-    ],
+    ("implementation", "warpers"),
+    [("cpu", warpers) for warpers in WARPERS] + [("triton", warpers) for warpers in WARPERS[-1:]],
     ids=str,
+    indirect=["implementation"],
 )
 def test_draws_follow_transformers_distribution(implementation, warpers):
     """No draw outside transformers' set, and chi-squared of the draws below its 99.99 % quantile."""

@@ -1,4 +1,4 @@
-"""The shipped configurations: which tile each kernel runs with. `compile.py` compiles every one without a GPU."""
+"""The shipped configurations: which tile each kernel runs with. `compile.py` compiles them without a GPU."""
 
 from __future__ import annotations
 
@@ -22,52 +22,29 @@ class Tile(NamedTuple):
     """The head dim, rounded up to a power of two."""
 
 
-# Tiles by the rounded head dim: (block_m, block_n, num_warps, num_stages).
-# float32 multiplies on the plain cores and is the correctness path: small tiles that keep it out of local memory.
 _HALF = ("float16", "bfloat16")
-_TILES: dict[str, dict[tuple[str, ...], dict[int, tuple[int, int, int, int]]]] = {
-    "attention": {
-        _HALF: {
-            16: (128, 64, 4, 3),
-            32: (128, 64, 4, 3),
-            64: (128, 64, 4, 3),
-            128: (128, 64, 8, 2),
-            256: (64, 32, 8, 2),
-        },
-        ("float32",): {
-            16: (32, 32, 4, 2),
-            32: (32, 32, 4, 2),
-            64: (32, 32, 4, 2),
-            128: (32, 16, 4, 2),
-            256: (16, 16, 4, 2),
-        },
-    },
-    "paged_attention": {
-        _HALF: {
-            16: (16, 64, 4, 2),
-            32: (16, 64, 4, 2),
-            64: (16, 64, 4, 2),
-            128: (16, 64, 4, 2),
-            256: (16, 32, 4, 2),
-        },
-        ("float32",): {
-            16: (16, 32, 4, 2),
-            32: (16, 32, 4, 2),
-            64: (16, 32, 4, 2),
-            128: (16, 16, 4, 2),
-            256: (16, 16, 4, 2),
-        },
-    },
+_FLOAT = ("float32",)
+
+# (op, dtypes) -> largest head dim -> (block_m, block_n, num_warps, num_stages).
+# float32 multiplies on the plain cores and is the correctness path: small tiles that stay in registers.
+_TILES = {
+    ("attention", _HALF): {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
+    ("attention", _FLOAT): {64: (32, 32, 4, 1), 128: (16, 32, 4, 1), 256: (16, 16, 4, 1)},
+    ("paged_attention", _HALF): {128: (16, 64, 4, 2), 256: (16, 32, 4, 2)},
+    ("paged_attention", _FLOAT): {128: (16, 32, 4, 1), 256: (16, 16, 4, 1)},
 }
+# With a bias or a window, whose registers the tiles above would spill.
+_MASKED_TILES = {("attention", _HALF): {64: (128, 64, 8, 2), 256: (64, 32, 8, 2)}}
 
 
 @functools.cache
-def tile(op: str, dtype: torch.dtype, head_dim: int) -> Tile:
-    """The shipped tile of an attention op."""
-    block_d = max(16, 1 << (head_dim - 1).bit_length())
+def tile(op: str, dtype: torch.dtype, head_dim: int, *, masked: bool = False) -> Tile:
+    """The shipped tile of an attention op; `masked` with a bias or a window."""
     name = str(dtype).removeprefix("torch.")
-    tiles = next(by_dim for dtypes, by_dim in _TILES[op].items() if name in dtypes)
-    return Tile(*tiles[block_d], block_d)
+    key = next(key for key in _TILES if key[0] == op and name in key[1])
+    tiles = _MASKED_TILES.get(key, _TILES[key]) if masked else _TILES[key]
+    block_m, block_n, num_warps, num_stages = tiles[min(size for size in tiles if size >= head_dim)]
+    return Tile(block_m, block_n, num_warps, num_stages, block_d=max(16, 1 << (head_dim - 1).bit_length()))
 
 
 def row_warps(block_n: int) -> int:

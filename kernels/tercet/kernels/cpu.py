@@ -8,13 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from tercet.kernels.cpu_attention import attention, paged_attention
-from tercet.kernels.philox import uniform
 from torch.nn import functional
 
+from tercet.kernels.cpu_attention import attention, paged_attention
+from tercet.kernels.philox import uniform
+
 if TYPE_CHECKING:
-    from tercet.kernels.ops import ActivationKind, NormKind, PoolingKind
     from torch import Tensor
+
+    from tercet.kernels.ops import ActivationKind, NormKind, PoolingKind
 
 __all__ = [
     "activation", "attention", "embedding", "kv_write", "layer_norm", "pad", "paged_attention", "pooling", "rms_norm",

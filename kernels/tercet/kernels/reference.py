@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from tercet.kernels.philox import uniform
 from torch.nn import functional
 
+from tercet.kernels.philox import uniform
+
 if TYPE_CHECKING:
-    from tercet.kernels.ops import ActivationKind, NormKind, PoolingKind
     from torch import Tensor
+
+    from tercet.kernels.ops import ActivationKind, NormKind, PoolingKind
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -26,14 +26,13 @@ def key_offsets(n, row_base, page_row_ptr, K_STRIDE, PAGED: tl.constexpr, PAGE_S
     if PAGED:
         page = tl.load(page_row_ptr + n // PAGE_SIZE, mask=mask).to(tl.int64)
         return (page * PAGE_SIZE + n % PAGE_SIZE) * K_STRIDE
-    else:
-        return (row_base + n).to(tl.int64) * K_STRIDE
+    return (row_base + n).to(tl.int64) * K_STRIDE
 
 
 @triton.jit
 def visible_keys(q_pos, n, kv_length, left, right, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
-    """Which keys n [1, BLOCK_N] a query at q_pos [BLOCK_M, 1] sees."""
-    visible = (n < kv_length) & (q_pos == q_pos)
+    """Which keys n [1, BLOCK_N] the queries at q_pos [BLOCK_M, 1] see."""
+    visible = n < kv_length
     if CAUSAL:
         visible = visible & (n <= q_pos)
     if WINDOW:
@@ -195,7 +194,7 @@ def attention(
 ) -> Tensor:  # fmt: skip
     out = torch.empty_like(q) if out is None else out
     tokens, heads, head_dim = q.shape
-    blocks = tile("attention", q.dtype, head_dim)
+    blocks = tile("attention", q.dtype, head_dim, masked=bias is not None or window is not None)
     left, right = window or (0, 0)
     grid = (max(1, triton.cdiv(longest_q, blocks.block_m)), heads, len(q_start) + 1)
     attention_kernel[grid](

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., RoFormer, 2021) and the write of keys and values into their pages, in one launch."""
+"""Rotary position embedding (Su et al., RoFormer, 2021) and the write of keys and values into pages, in one launch."""
 
 from __future__ import annotations
 

@@ -48,7 +48,14 @@ def norm_kernel(
 
 
 def _norm(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor | None, eps: float, *, rms: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor | None,
+    eps: float,
+    *,
+    rms: bool,
 ) -> Tensor:
     out = torch.empty_like(x) if out is None else out
     tokens, n = x.shape

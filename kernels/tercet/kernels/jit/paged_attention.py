@@ -145,9 +145,9 @@ def combine_kernel(
 
 @functools.cache
 def _processors(device: torch.device) -> int:
-    if device.type == "cpu":
-        return INTERPRETER_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return INTERPRETER_PROCESSORS
 
 
 def split_count(programs: int, tiles: int, processors: int) -> int:
@@ -166,7 +166,7 @@ def paged_attention(
     group, rows = heads // kv_heads, len(q_start)
     if tokens == 0:
         return out
-    blocks = tile("paged_attention", q.dtype, head_dim)
+    blocks = tile("paged_attention", q.dtype, head_dim, masked=bias is not None or window is not None)
     programs = kv_heads * triton.cdiv(max(1, longest_q) * group, blocks.block_m)
     splits = split_count(rows * programs, triton.cdiv(longest_kv, blocks.block_n), _processors(q.device))
     partial = torch.empty((splits, tokens, heads, head_dim), dtype=torch.float32, device=q.device)

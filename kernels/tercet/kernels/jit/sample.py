@@ -16,33 +16,29 @@ MAX_BLOCK = 1024  # [MAX_BLOCK, 16] sums are held by eight warps
 
 @triton.jit
 def load_scores(logits_ptr, i, V, temperature):
-    return tl.math.div_rn(tl.load(logits_ptr + i, mask=i < V, other=float("-inf")), temperature)
-
-
-@triton.jit
-def order_key(x):
-    """The bits of a float32 as an unsigned integer in the order of the floats; -0 is 0."""
-    bits = (x + 0.0).to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, ~bits, bits ^ -2147483648).to(tl.uint32, bitcast=True)
+    """Scores i [BLOCK] and their keys: the bits as unsigned integers in the order of the floats, 0 beyond V."""
+    x = tl.load(logits_ptr + i, mask=i < V, other=float("-inf"))
+    x = tl.math.div_rn(x, temperature) + 0.0  # -0 becomes 0
+    bits = x.to(tl.int32, bitcast=True)
+    key = tl.where(bits < 0, ~bits, bits ^ -2147483648).to(tl.uint32, bitcast=True)
+    return x, tl.where(i < V, key, 0)
 
 
 @triton.jit
 def key_score(key):
-    """The inverse of `order_key`."""
+    """The score of a key."""
     bits = key.to(tl.int32, bitcast=True)
     return tl.where(bits < 0, bits ^ -2147483648, ~bits).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def mass_from(logits_ptr, V, temperature, best, least, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """The number of tokens (COUNT) or their mass, relative to the best one's, whose key is at least `least`."""
-    total = 0.0
+def mass_from(logits_ptr, V, temperature, best, least, BLOCK: tl.constexpr):
+    """The mass of the tokens whose key is at least `least`, relative to the likeliest one's."""
+    total = tl.zeros([BLOCK], tl.float32)
     for first in range(0, V, BLOCK):
-        i = first + tl.arange(0, BLOCK)
-        x = load_scores(logits_ptr, i, V, temperature)  # [BLOCK]
-        weight = tl.full([BLOCK], 1.0, tl.float32) if COUNT else tl.exp(x - best)
-        total += tl.sum(tl.where((order_key(x) >= least) & (i < V), weight, 0.0), axis=0)
-    return total
+        x, key = load_scores(logits_ptr, first + tl.arange(0, BLOCK), V, temperature)
+        total += tl.where(key >= least, tl.exp(x - best), 0.0)
+    return tl.sum(total, axis=0)
 
 
 @triton.jit
@@ -58,11 +54,9 @@ def last_key(logits_ptr, V, temperature, best, floor, target, COUNT: tl.constexp
         candidate = tl.maximum(key | (digit.to(tl.uint32) << shift), floor)  # [16]
         total = tl.zeros([BLOCK, 16], tl.float32)
         for first in range(0, V, BLOCK):
-            i = first + tl.arange(0, BLOCK)
-            x = load_scores(logits_ptr, i, V, temperature)
+            x, key_of = load_scores(logits_ptr, first + tl.arange(0, BLOCK), V, temperature)
             weight = tl.full([BLOCK], 1.0, tl.float32) if COUNT else tl.exp(x - best)
-            counts = (order_key(x)[:, None] >= candidate[None, :]) & (i < V)[:, None]
-            total += tl.where(counts, weight[:, None], 0.0)
+            total += tl.where(key_of[:, None] >= candidate[None, :], weight[:, None], 0.0)
         reached = (tl.sum(total, axis=0) >= target) & (digit > 0)
         key = key | (tl.sum(reached.to(tl.int32), axis=0).to(tl.uint32) << shift)
         shift = shift - 4
@@ -74,13 +68,11 @@ def kept_weights(
     logits_ptr, first, V, temperature, best, floor, ties, seen_ties, min_p, BLOCK: tl.constexpr
 ):  # fmt: skip
     """The weights [BLOCK] of tokens from `first`, 0 for those that may not be drawn, and the ties seen so far."""
-    i = first + tl.arange(0, BLOCK)
-    x = load_scores(logits_ptr, i, V, temperature)
-    key = order_key(x)
-    tie = (key == floor) & (i < V)
+    x, key = load_scores(logits_ptr, first + tl.arange(0, BLOCK), V, temperature)
+    tie = key == floor
     rank = seen_ties + tl.cumsum(tie.to(tl.int32), axis=0)
     weight = tl.exp(x - best)
-    kept = ((key > floor) | (tie & (rank <= ties))) & (weight >= min_p) & (i < V)
+    kept = ((key > floor) | (tie & (rank <= ties))) & (weight >= min_p)
     return tl.where(kept, weight, 0.0), seen_ties + tl.sum(tie.to(tl.int32), axis=0)
 
 
@@ -151,9 +143,9 @@ def sample_kernel(
             floor = last_key(logits_ptr, V, temperature, best, floor, top_k.to(tl.float32), True, BLOCK)
         if top_p < 1:
             # However small top_p is, the likeliest token stays.
-            target = tl.maximum(top_p * mass_from(logits_ptr, V, temperature, best, floor, False, BLOCK), 1e-30)
-            floor = last_key(logits_ptr, V, temperature, best, floor, target, False, BLOCK)
-            missing = target - mass_from(logits_ptr, V, temperature, best, floor + 1, False, BLOCK)
+            target = tl.maximum(top_p * mass_from(logits_ptr, V, temperature, best, floor, BLOCK), 1e-30)
+            floor = tl.maximum(floor, last_key(logits_ptr, V, temperature, best, floor, target, False, BLOCK))
+            missing = target - mass_from(logits_ptr, V, temperature, best, floor + 1, BLOCK)
             each = tl.exp(key_score(floor) - best)
             ties = tl.maximum(tl.ceil(missing / tl.maximum(each, 1e-37)), 1.0).to(tl.int32)
         bits, _, _, _ = tl.philox(

@@ -1,0 +1,142 @@
+"""What attention touches, counted at the interpreter's own load and store: the tiles of keys that some query sees, once
+each and nothing else; no score is ever stored.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+
+from tercet.kernels import attention, dispatch
+from tercet.kernels.configurations import tile
+
+HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE = 2, 1, 16, 8
+LENGTHS = ((111, 111), (0, 5), (17, 250), (63, 40))
+Q_LENGTHS, KV_LENGTHS = (torch.tensor(lengths, dtype=torch.int32) for lengths in zip(*LENGTHS, strict=True))
+
+
+def starts(lengths: torch.Tensor) -> torch.Tensor:
+    return (lengths.cumsum(0) - lengths).int()
+
+
+@pytest.fixture
+def accesses(monkeypatch):
+    """Every load and store of a call: (program, addresses, whether the kernel gave it no mask)."""
+    from triton.runtime import interpreter
+
+    seen = {"load": [], "store": []}
+    builder = interpreter.interpreter_builder
+    load_without_mask = builder.create_load
+    bare = False
+    dispatch.select("triton")
+
+    def create_load(*arguments):
+        nonlocal bare
+        bare = True
+        result = load_without_mask(*arguments)
+        bare = False
+        return result
+
+    monkeypatch.setattr(builder, "create_load", create_load)
+
+    def spy(name):
+        touch = getattr(interpreter._interpreter, name)
+
+        def record(pointers, *arguments):
+            mask = arguments[0] if name == "load" else arguments[1]
+            seen[name].append((tuple(builder.grid_idx), np.asarray(pointers)[np.asarray(mask)], bare))
+            return touch(pointers, *arguments)
+
+        monkeypatch.setattr(interpreter._interpreter, name, record)
+
+    spy("load")
+    spy("store")
+    yield seen
+    dispatch.select("auto")
+
+
+def elements(addresses: np.ndarray, x: torch.Tensor) -> np.ndarray:
+    """The elements of x among the addresses."""
+    offset = addresses.astype(np.int64) - x.data_ptr()
+    return offset[(offset >= 0) & (offset < x.numel() * x.element_size())] // x.element_size()
+
+
+def visible(queries: int, keys: int, causal: bool, window: tuple[int, int] | None) -> np.ndarray:
+    """Which keys each query of a row sees, [queries, keys]."""
+    position = np.arange(queries)[:, None] + keys - queries
+    key = np.arange(keys)[None]
+    seen = np.ones((queries, keys), bool)
+    if causal:
+        seen &= key <= position
+    if window is not None:
+        seen &= (key >= position - window[0]) & (key <= position + window[1])
+    return seen
+
+
+@pytest.mark.parametrize("paged", [False, True], ids=["flat", "paged"])
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("window", [None, (30, 10), (5, 0)], ids=str)
+def test_only_visible_tiles_are_loaded(accesses, paged, causal, window):
+    keys = int(KV_LENGTHS.sum())
+    q = torch.randn(int(Q_LENGTHS.sum()), HEADS, HEAD_DIM)
+    if paged:
+        table = torch.zeros(len(LENGTHS), 32, dtype=torch.int32)
+        counts = [-(-length // PAGE_SIZE) for length in KV_LENGTHS.tolist()]
+        pages = torch.randperm(sum(counts)).split(counts)
+        for row, row_pages in enumerate(pages):
+            table[row, : len(row_pages)] = row_pages
+        k = torch.randn(sum(counts), PAGE_SIZE, KV_HEADS, HEAD_DIM)
+        where = {"page_table": table}
+    else:
+        k = torch.randn(keys, KV_HEADS, HEAD_DIM)
+        where = {"kv_start": starts(KV_LENGTHS)}
+    v = torch.randn_like(k)
+    attention(
+        q, k, v, q_start=starts(Q_LENGTHS), q_length=Q_LENGTHS, kv_length=KV_LENGTHS, longest_q=111, longest_kv=250,
+        causal=causal, window=window, **where,
+    )  # fmt: skip
+
+    # (program, tensor) -> the tiles it loaded and which of them without a mask
+    loaded: dict[tuple, list] = defaultdict(list)
+    for program, addresses, unmasked in accesses["load"]:
+        for name, x in (("k", k), ("v", v)):
+            touched = elements(addresses, x)
+            if len(touched):
+                loaded[program, name].append((np.unique(touched // (KV_HEADS * HEAD_DIM)), unmasked))
+
+    shape = tile("attention", q.dtype, HEAD_DIM, masked=window is not None)
+    tiles = -(-111 // shape.block_m)
+    for row, (queries, count) in enumerate(LENGTHS):
+        if paged:
+            place = (pages[row][:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE)).flatten().numpy()
+        else:
+            place = int(starts(KV_LENGTHS)[row]) + np.arange(count)
+        sees = visible(queries, count, causal, window)
+        for index in range(tiles):
+            rows = sees[index * shape.block_m : (index + 1) * shape.block_m]
+            expected = []
+            for first in range(0, count, shape.block_n):
+                part = rows[:, first : first + shape.block_n]
+                if part.any():
+                    stored = np.sort(place[first : min(first + shape.block_n, count)])
+                    expected.append((stored.tolist(), bool(part.all()) and part.shape[1] == shape.block_n))
+            for head in range(HEADS):
+                for name in ("k", "v"):
+                    got = loaded.pop(((tiles - 1 - index, head, row), name), [])
+                    assert sorted((stored.tolist(), unmasked) for stored, unmasked in got) == sorted(expected)
+    assert not loaded
+
+
+def test_nothing_but_the_output_is_stored(accesses):
+    q = torch.randn(int(Q_LENGTHS.sum()) + 7, HEADS, HEAD_DIM)
+    k = torch.randn(int(KV_LENGTHS.sum()), KV_HEADS, HEAD_DIM)
+    out = attention(
+        q, k, k, q_start=starts(Q_LENGTHS), q_length=Q_LENGTHS, kv_length=KV_LENGTHS, kv_start=starts(KV_LENGTHS),
+        longest_q=111, longest_kv=250,
+    )  # fmt: skip
+    stored = np.concatenate([addresses for _, addresses, _ in accesses["store"]])
+    assert len(elements(stored, out)) == len(stored)
+    assert np.array_equal(np.sort(elements(stored, out)), np.arange(out.numel()))
