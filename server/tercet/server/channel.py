@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from tercet.server import wire
+from tercet.server.logs import fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 Output = wire.Embedding | wire.Tokens | wire.Rejected
+log = logging.getLogger(__name__)
 _RATE_SECONDS = 2.0  # over which the rate of finished sequences is averaged
 
 
@@ -96,8 +99,12 @@ class Channel(asyncio.Protocol):
     def submit(self, messages: Sequence[wire.Embed | wire.Generate], receiver: Receiver) -> None:
         """Sends requests with ids that were reserved; `receiver` gets their answers.
 
-        Raises ValueError, and sends nothing, where a message exceeds the limit of a frame.
+        Where the engine is gone the receiver is told so at once. Raises ValueError, and sends nothing, where a message
+        exceeds the limit of a frame.
         """
+        if self._transport is None:
+            receiver.lose()
+            return
         frames = b"".join(map(wire.encode, messages))
         for message in messages:
             sequences = message.n if isinstance(message, wire.Generate) else 1
@@ -145,7 +152,8 @@ class Channel(asyncio.Protocol):
                 if isinstance(message, wire.StepResult):
                     self._deliver(message.outputs)
         except (ValueError, msgspec.MsgspecError) as error:
-            raise ConnectionError("the engine broke the protocol") from error  # asyncio closes the transport
+            log.error("engine broke the protocol", extra=fields(error=str(error)))
+            self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine is gone."""

@@ -36,6 +36,8 @@ class ServedModel:
         self.engine = engine
         self.text: TextModel | None = None
         self._settings = settings
+        # what an administrator sets wins over what sentence-transformers was told
+        self._length_is_set = any(m.name == self.name and m.max_length is not None for m in settings.models)
 
     @property
     def ready(self) -> bool:
@@ -55,10 +57,10 @@ class ServedModel:
         """The longest sequence in tokens, special tokens included; 0 until that is known."""
         if self.engine.info is None or self.text is None:
             return 0
-        limits = [self.engine.info.max_length]
-        if "embed" in self.engine.info.tasks and self.text.embedding.max_length is not None:
-            limits.append(self.text.embedding.max_length)
-        return min(limits)
+        longest, own = self.engine.info.max_length, self.text.embedding.max_length
+        if "embed" in self.engine.info.tasks and own is not None and not self._length_is_set:
+            return min(longest, own)
+        return longest
 
     def require_text(self) -> TextModel:
         """What is known of its text. Raises UnavailableError."""

@@ -1,0 +1,168 @@
+"""The front end's side of an engine's socket, with the engine's side held by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tercet.server import wire
+from tercet.server.channel import Channel, Pending
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class Recorder:
+    """A receiver that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.outputs: list[object] = []
+        self.lost = 0
+
+    def receive(self, output: object) -> bool:
+        self.outputs.append(output)
+        return True
+
+    def lose(self) -> None:
+        self.lost += 1
+
+
+class Peer:
+    """The engine's side."""
+
+    def __init__(self, end: socket.socket, channel: Channel, lost: list[Channel]) -> None:
+        self.end, self.channel, self.lost = end, channel, lost
+        self._frames = wire.FrameReader()
+
+    async def received(self) -> list[wire.ToEngine]:
+        """What the front end wrote since."""
+        data = await asyncio.get_running_loop().sock_recv(self.end, 1 << 20)
+        return [wire.to_engine_decoder.decode(body) for body in self._frames.feed(data)]
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.end, data)
+        await asyncio.sleep(0.05)
+
+    async def answer(self, *ids: int) -> None:
+        """Answers requests in one step."""
+        outputs = [wire.Embedding(id=id, data=b"x") for id in ids]
+        await self.send(
+            wire.encode(
+                wire.StepResult(
+                    incarnation=1,
+                    outputs=outputs,
+                    stats=[],
+                    running=0,
+                    waiting=0,
+                    pages_used=0,
+                    preemptions=0,
+                    kernel_launches={},
+                )
+            )
+        )
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[Peer]:
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    lost: list[Channel] = []
+    channel = Channel(lambda _: None, lost.append)
+    transport, _ = await asyncio.get_running_loop().create_connection(lambda: channel, sock=ours)
+    try:
+        yield Peer(theirs, channel, lost)
+    finally:
+        transport.abort()
+        theirs.close()
+        await asyncio.sleep(0)
+
+
+def embed(id: int, *token_ids: int) -> wire.Embed:
+    return wire.Embed(id=id, token_ids=list(token_ids or (5,)), pooling="mean", normalize=True)
+
+
+async def test_answers_reach_who_asked_and_pending_is_what_is_left():
+    async with connected() as peer:
+        first, second = Recorder(), Recorder()
+        assert peer.channel.reserve(2) == 0
+        assert peer.channel.reserve(1) == 2
+        peer.channel.submit([embed(0, 1, 2), embed(1)], first)
+        peer.channel.submit([embed(2)], second)
+        assert [message.id for message in await peer.received()] == [0, 1, 2]
+        assert (peer.channel.pending.sequences, peer.channel.pending.tokens) == (3, 4)
+        await peer.answer(2, 0)
+        assert [output.id for output in first.outputs] == [0]
+        assert [output.id for output in second.outputs] == [2]
+        assert (peer.channel.pending.sequences, peer.channel.pending.tokens) == (1, 1)
+
+
+async def test_a_cancelled_requests_late_answer_is_dropped():
+    async with connected() as peer:
+        receiver = Recorder()
+        peer.channel.submit([embed(0), embed(1)], receiver)
+        await peer.received()
+        await peer.answer(1)
+        peer.channel.cancel([0, 1])
+        assert await peer.received() == [wire.Cancel(id=0)]  # 1 is answered: nothing to cancel
+        await peer.answer(0, 99)
+        assert [output.id for output in receiver.outputs] == [1]
+        assert peer.channel.pending.sequences == 0
+
+
+async def test_the_engines_end_loses_every_request_once():
+    async with connected() as peer:
+        receiver = Recorder()
+        peer.channel.submit([embed(0), embed(1)], receiver)
+        peer.end.close()
+        await asyncio.sleep(0.05)
+        assert receiver.lost == 1
+        assert peer.lost == [peer.channel]
+        assert peer.channel.pending.sequences == 0
+        late = Recorder()
+        peer.channel.submit([embed(2)], late)  # nobody would ever answer
+        assert late.lost == 1
+        assert peer.channel.pending.sequences == 0
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff" * 8, b"\x03\x00\x00\x00abc", wire.encode(embed(0))], ids=["length", "text", "kind"]
+)
+async def test_an_engine_that_breaks_the_protocol_is_cut_off(data: bytes, caplog: pytest.LogCaptureFixture):
+    async with connected() as peer:
+        receiver = Recorder()
+        peer.channel.submit([embed(0)], receiver)
+        await peer.send(data)
+        assert receiver.lost == 1
+        assert peer.lost == [peer.channel]
+    assert caplog.messages == ["engine broke the protocol"]
+
+
+async def test_the_time_to_drain_follows_the_pace(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr("tercet.server.channel.time.monotonic", lambda: now)
+    pending = Pending()
+    pending.add(10, 50)
+    assert pending.drain_seconds == 1  # nothing known yet
+    for _ in range(4):
+        now += 0.5
+        pending.remove(1, 5)
+        pending.step()
+    assert (pending.sequences, pending.tokens) == (6, 30)
+    assert pending.drain_seconds == pytest.approx(3)  # two a second
+    for _ in range(5):
+        now += 2.0
+        pending.remove(1, 5)
+        pending.step()
+    assert 1.5 < pending.drain_seconds < 2.1  # one left, and slower since
+    now += 1000
+    pending.remove(1, 5)
+    pending.add(1, 5)  # after a pause, which is no sign of slowness
+    now += 0.5
+    pending.remove(1, 5)
+    pending.step()
+    pending.add(1, 5)
+    assert pending.drain_seconds < 2
