@@ -62,10 +62,10 @@ class Model:
         return 2 * spec.layers * page_size * spec.kv_heads * spec.head_dim * self.dtype.itemsize
 
     def new_cache(self, pages: int, page_size: int) -> KVCache:
-        """Pages for this model, zeros."""
+        """Pages for this model, of any content: memory that no sequence needs is never touched."""
         spec = self._decoder.spec
         shape = (spec.layers, pages, page_size, spec.kv_heads, spec.head_dim)
-        k, v = (torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2))
+        k, v = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
         return KVCache(k, v, page_size)
 
     def encode(self, batch: EncoderBatch) -> Tensor:
