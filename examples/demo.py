@@ -37,7 +37,7 @@ SENTENCES = [
     "If the parcel arrived damaged, we pay you back at once.",
     "The train to the coast leaves at noon.",
 ]
-QUESTION = "Why is the sky blue? Answer in two sentences."
+QUESTION = "In one sentence, what is a poem?"
 WORDS = ["kernel", "encoder", "colonel", "rhythm", "xylophone", "tercet", "pneumonia", "attention", "poem", "queue"]
 
 console = Console(highlight=False)
