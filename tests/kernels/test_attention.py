@@ -176,7 +176,9 @@ def test_empty_batch(implementation):
     assert (attention(batch.q, batch.k, batch.v, **batch.options) == 0).all()
 
 
-@settings(max_examples=20, phases=[Phase.generate, Phase.shrink], suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20, phases=[Phase.generate, Phase.shrink], suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 90)), min_size=1, max_size=3),
     paged=st.booleans(),
@@ -188,7 +190,15 @@ def test_any_lengths(implementation, check, rows, paged, causal, window, reach):
     q_lengths, kv_lengths = zip(*rows, strict=True)
     check(
         make_batch(
-            q_lengths, kv_lengths, heads=2, kv_heads=1, head_dim=16, paged=paged, causal=causal, window=window, reach=reach
+            q_lengths,
+            kv_lengths,
+            heads=2,
+            kv_heads=1,
+            head_dim=16,
+            paged=paged,
+            causal=causal,
+            window=window,
+            reach=reach,
         )
     )
 

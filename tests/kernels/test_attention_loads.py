@@ -76,6 +76,17 @@ def visible(queries: int, keys: int, causal: bool, window: tuple[int, int] | Non
     return seen
 
 
+def visible_tiles(seen: np.ndarray, place: np.ndarray, block_n: int) -> list[tuple[list[int], bool]]:
+    """For one tile of queries: where the keys of each visible tile lie, and whether all queries see all of them."""
+    tiles = []
+    for first in range(0, seen.shape[1], block_n):
+        part = seen[:, first : first + block_n]
+        if part.any():
+            stored = np.sort(place[first : min(first + block_n, seen.shape[1])])
+            tiles.append((stored.tolist(), bool(part.all()) and part.shape[1] == block_n))
+    return sorted(tiles)
+
+
 @pytest.mark.parametrize("paged", [False, True], ids=["flat", "paged"])
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("window", [None, (30, 10), (5, 0)], ids=str)
@@ -116,17 +127,11 @@ def test_only_visible_tiles_are_loaded(accesses, paged, causal, window):
             place = int(starts(KV_LENGTHS)[row]) + np.arange(count)
         sees = visible(queries, count, causal, window)
         for index in range(tiles):
-            rows = sees[index * shape.block_m : (index + 1) * shape.block_m]
-            expected = []
-            for first in range(0, count, shape.block_n):
-                part = rows[:, first : first + shape.block_n]
-                if part.any():
-                    stored = np.sort(place[first : min(first + shape.block_n, count)])
-                    expected.append((stored.tolist(), bool(part.all()) and part.shape[1] == shape.block_n))
+            expected = visible_tiles(sees[index * shape.block_m : (index + 1) * shape.block_m], place, shape.block_n)
             for head in range(HEADS):
                 for name in ("k", "v"):
                     got = loaded.pop(((tiles - 1 - index, head, row), name), [])
-                    assert sorted((stored.tolist(), unmasked) for stored, unmasked in got) == sorted(expected)
+                    assert sorted((stored.tolist(), unmasked) for stored, unmasked in got) == expected
     assert not loaded
 
 

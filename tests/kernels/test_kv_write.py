@@ -49,9 +49,7 @@ def check(reference, assert_close):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
-@pytest.mark.parametrize(
-    "dims", [(16, 16), (80, 80), (96, 24), (64, 20)], ids=lambda dims: f"{dims[1]} of {dims[0]}"
-)
+@pytest.mark.parametrize("dims", [(16, 16), (80, 80), (96, 24), (64, 20)], ids=lambda dims: f"{dims[1]} of {dims[0]}")
 def test_rotates_and_writes(implementation, check, dtype, interleaved, dims):
     check(inputs(dtype, heads=9, kv_heads=3, head_dim=dims[0], rotary_dim=dims[1]), interleaved=interleaved)
 

@@ -59,9 +59,7 @@ def test_rms_norm(implementation, reference, assert_close, dtype, shape, residua
 def test_activation(implementation, reference, assert_close, dtype, kind, gated, bias):
     x = normal(7, 2 * 1037, dtype=dtype) * 3
     offset = normal(2 * 1037, dtype=dtype) if bias else None
-    expected = reference.activation(
-        x.double(), kind, bias=None if offset is None else offset.double(), gated=gated
-    )
+    expected = reference.activation(x.double(), kind, bias=None if offset is None else offset.double(), gated=gated)
     assert_close(activation(x, kind, bias=offset, gated=gated), expected)
 
 

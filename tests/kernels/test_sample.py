@@ -125,7 +125,9 @@ def test_equal_draws_whatever_the_implementation(implementation, reference):
     logits = torch.randn(rows, 333) * 3
     given = mixed_settings(rows)
     tokens = sample(logits, **given)
-    expected = reference.sample(logits, **{key: x for key, x in given.items() if key != "sample"}, sample_index=given["sample"])
+    expected = reference.sample(
+        logits, **{key: x for key, x in given.items() if key != "sample"}, sample_index=given["sample"]
+    )
     assert torch.equal(tokens, expected)
 
 
@@ -135,7 +137,9 @@ def test_equal_logits_are_kept_in_index_order(implementation, reference):
     logits = torch.randint(0, 3, (rows, 50)).float()
     given = settings(rows, top_p=torch.rand(rows), seed=3, position=torch.arange(rows))
     given["top_k"][::2] = 7
-    expected = reference.sample(logits, **{key: x for key, x in given.items() if key != "sample"}, sample_index=given["sample"])
+    expected = reference.sample(
+        logits, **{key: x for key, x in given.items() if key != "sample"}, sample_index=given["sample"]
+    )
     assert torch.equal(sample(logits, **given), expected)
 
 
@@ -155,7 +159,12 @@ def test_a_row_alone_draws_what_it_draws_in_a_batch(implementation):
 def test_seed_sample_and_position_each_change_the_draw():
     base = torch.arange(1000)
     zero = torch.zeros_like(base)
-    draws = [uniform(base, zero, zero), uniform(zero, base, zero), uniform(zero, zero, base), uniform(base << 32, zero, zero)]
+    draws = [
+        uniform(base, zero, zero),
+        uniform(zero, base, zero),
+        uniform(zero, zero, base),
+        uniform(base << 32, zero, zero),
+    ]
     for draw in draws:
         assert ((draw >= 0) & (draw < 1)).all()
         assert len(draw.unique()) > 990
@@ -170,4 +179,7 @@ def test_likely_sets_larger_than_the_candidates(reference):
     dispatch.select("cpu")
     tokens = sample(logits, **given)
     dispatch.select("auto")
-    assert torch.equal(tokens, reference.sample(logits, **{k: x for k, x in given.items() if k != "sample"}, sample_index=given["sample"]))
+    assert torch.equal(
+        tokens,
+        reference.sample(logits, **{k: x for k, x in given.items() if k != "sample"}, sample_index=given["sample"]),
+    )

@@ -12,7 +12,6 @@ while the launch is recorded.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import multiprocessing
 import os
@@ -31,11 +30,11 @@ import torch
 
 from tercet.kernels import dispatch
 from tercet.kernels.calls import CALLS, Call
+from tercet.kernels.compiled import TABLE, Row, broken_requirements, read_table, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-TABLE = Path(__file__).with_name("compiled.csv")
 KERNELS = "tercet.kernels.jit."
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
@@ -43,42 +42,16 @@ TARGETS = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
-SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes a program
 POINTERS = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
-LAUNCH_COLUMNS = ("call", "kernel", "configuration", "hash")
-CHECK_SECONDS = 90  # `--check` starts no further compilation after so long
-
-
-class Row(NamedTuple):
-    """What one version of triton made of one launch, for one target: a cell of the table."""
-
-    call: str
-    kernel: str
-    configuration: str
-    hash: str
-    """Of the kernels' source and the configuration."""
-    triton: str
-    target: str
-    registers: int
-    """Of a thread."""
-    shared: int
-    """Bytes of shared memory of a program."""
-    spills: int
-    """Bytes of local memory of a thread (NVIDIA) or spilled vector registers (AMD)."""
-    wgmma: int
-
-    @property
-    def key(self) -> tuple[str, str, str, str]:
-        return self.triton, self.call, self.kernel, self.target
 
 
 class Job(NamedTuple):
-    """Launch `index` of a call, for a target."""
+    """One launch of a call, for a target."""
 
     call: str
-    index: int
+    number: int
     target: str
 
 
@@ -189,7 +162,7 @@ def compile_row(job: Job, deadline: float | None) -> Row | None:
     from triton.backends.compiler import GPUTarget
 
     call, target = CALLS[job.call], job.target
-    launch = launches(call)[job.index]
+    launch = launches(call)[job.number]
     compiler_source, options = source(launch)
     compiled = triton.compile(compiler_source, target=GPUTarget(*TARGETS[target]), options=options)
     return Row(
@@ -199,125 +172,112 @@ def compile_row(job: Job, deadline: float | None) -> Row | None:
     )  # fmt: skip
 
 
-def broken_requirements(row: Row) -> list[str]:
-    """What a row must be and isn't."""
-    call, where = CALLS[row.call], f"{row.call} {row.kernel} {row.target} (triton {row.triton})"
-    broken: list[str] = []
-    if row.shared > SHARED_LIMIT[row.target]:
-        broken.append(f"{where}: {row.shared} bytes of shared memory, the limit is {SHARED_LIMIT[row.target]}")
-    half = call.dtype in ("float16", "bfloat16")
-    if row.spills and half and call.head_dim <= 128 and row.target in ("sm_80", "sm_90"):
-        broken.append(f"{where}: {row.spills} bytes of spills")
-    if not row.wgmma and half and row.kernel == "attention_kernel" and row.target == "sm_90":
-        broken.append(f"{where}: no wgmma instructions")
-    return broken
-
-
-def read_table() -> dict[tuple[str, ...], Row]:
-    """The committed results by key."""
-    if not TABLE.exists():
-        return {}
-    rows: list[Row] = []
-    with TABLE.open(newline="") as file:
-        for line in csv.DictReader(file):
-            launch = [line.pop(name) for name in LAUNCH_COLUMNS]
-            for column, cell in line.items():
-                if cell:
-                    version, target = column.split()
-                    rows.append(Row(*launch, version, target, *(int(part) for part in cell.split("/"))))
-    return {row.key: row for row in rows}
-
-
-def write_table(rows: Iterable[Row]) -> None:
-    """Replaces the table: a line a launch, a column `version target` with registers/shared/spills/wgmma.
-
-    A line has one hash: results of other versions that were made from other source are left out.
-    """
-    lines: dict[tuple[str, ...], dict[str, str]] = {}
-    newest: dict[tuple[str, str], tuple[str, ...]] = {}
-    for row in rows:
-        launch = newest.setdefault((row.call, row.kernel), row[: len(LAUNCH_COLUMNS)])
-        if launch == row[: len(LAUNCH_COLUMNS)]:
-            cell = "/".join(str(number) for number in row[-4:])
-            lines.setdefault(launch, {})[f"{row.triton} {row.target}"] = cell
-    columns = sorted({column for cells in lines.values() for column in cells})
-    with TABLE.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*LAUNCH_COLUMNS, *columns])
-        for launch, cells in sorted(lines.items()):
-            writer.writerow([*launch, *(cells.get(column, "") for column in columns)])
-
-
-def jobs(targets: Iterable[str] = TARGETS) -> dict[tuple[str, ...], tuple[Job, str]]:
-    """Every row there should be: its key without the version, what compiles it and its hash."""
-    wanted: dict[tuple[str, ...], tuple[Job, str]] = {}
+def jobs() -> dict[tuple[str, str, str], tuple[Job, str]]:
+    """Every launch and target there should be a result of: what compiles it and its hash."""
+    wanted: dict[tuple[str, str, str], tuple[Job, str]] = {}
     for name, call in CALLS.items():
-        for index, launch in enumerate(launches(call)):
-            for target in targets:
-                key = (name, launch.kernel.__name__, target)
-                wanted[key] = Job(name, index, target), fingerprint(call, launch)
+        for number, launch in enumerate(launches(call)):
+            digest = fingerprint(call, launch)
+            for target in TARGETS:
+                wanted[name, launch.kernel.__name__, target] = Job(name, number, target), digest
     return wanted
 
 
-def compile_rows(work: Iterable[Job], *, processes: int, seconds: float | None = None) -> list[Row]:
-    """Compiles in processes of their own, for at most so long; a compiler that dies takes only its own row along."""
+def compile_rows(work: Iterable[Job], *, processes: int, seconds: float | None = None) -> tuple[list[Row], list[str]]:
+    """Compiles in other processes, starting none after `seconds`: the results, and what could not be compiled.
+
+    A compiler that aborts ends its process and not this one.
+    """
     deadline = None if seconds is None else time.monotonic() + seconds
     rows: list[Row] = []
+    failures: list[str] = []
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         pending = {pool.submit(compile_row, job, deadline): job for job in work}
-        for number, future in enumerate(as_completed(pending), 1):
-            row = future.result()
+        for done, future in enumerate(as_completed(pending), 1):
+            job = pending[future]
+            error = future.exception()
+            row = None if error else future.result()
+            if error:
+                failures.append(f"{job.call} {job.target} does not compile: {error!r}")
             if row is not None:
                 rows.append(row)
             if sys.stderr.isatty():
-                print(
-                    f"\r{number}/{len(pending)} {pending[future].call} {pending[future].target}\033[K",
-                    end="",
-                    file=sys.stderr,
-                )
-    return rows
+                print(f"\r{done}/{len(pending)} {job.call} {job.target}\033[K", end="", file=sys.stderr)
+    return rows, failures
 
 
-def check(sample: int, seed: int, processes: int) -> list[str]:
-    """Problems: rows out of date, and requirements that the table or a fresh compilation breaks."""
+def check(path: Path, sample: int, seed: int, processes: int, seconds: float) -> list[str]:
+    """What is wrong: results out of date, requirements that are broken, and a sample that comes out differently."""
+    table, wanted = read_table(path), jobs()
+    versions = sorted({version for version, *_ in table} | {triton_version()})
+    stale = {
+        (version, *key): key
+        for version in versions
+        for key, (_, digest) in wanted.items()
+        if (row := table.get((version, *key))) is None or row.hash != digest
+    }
+    problems = [f"{' '.join(key)}: out of date" for key in stale]
+    problems += [f"{' '.join(row.key)}: not shipped any more" for row in table.values() if row.key[1:] not in wanted]
+    shipped = [row for row in table.values() if row.key[1:] in wanted]
+    problems += [problem for row in shipped for problem in broken_requirements(row)]
+    changed = set(stale.values())
+    unchanged = sorted(set(wanted) - changed)
+    chosen = [*changed, *random.Random(seed).sample(unchanged, min(sample, len(unchanged)))]  # noqa: S311 - not secret
+    rows, failures = compile_rows([wanted[key][0] for key in chosen], processes=processes, seconds=seconds)
+    problems += failures
+    problems += [problem for row in rows for problem in broken_requirements(row)]
+    problems += [
+        f"{' '.join(row.key)}: compiles to {row}" for row in rows if row.key not in stale and table[row.key] != row
+    ]
+    print(f"{len(table)} results, {len(stale)} out of date; compiled {len(rows)} with triton {triton_version()}")
+    return sorted(set(problems))
+
+
+def update(path: Path, processes: int, *, changed: bool) -> list[str]:
+    """Compiles everything, or only what `changed`, and writes the table; other versions' results are kept."""
+    table, version = read_table(path), triton_version()
+    work, fresh = [], []
+    for key, (job, digest) in jobs().items():
+        row = table.get((version, *key))
+        if changed and row is not None and row.hash == digest:
+            fresh.append(row)
+        else:
+            work.append(job)
+    rows, failures = compile_rows(work, processes=processes)
+    others = [row for row in table.values() if row.triton != version]
+    write_table([*rows, *fresh, *others], path)
+    print(f"{path.name}: compiled {len(rows)} with triton {version}, {len(fresh)} unchanged, {len(others)} of others")
+    return failures + [problem for row in rows for problem in broken_requirements(row)]
+
+
+def triton_version() -> str:
+    """The installed version."""
     import triton
 
-    table, wanted = read_table(), jobs()
-    problems: list[str] = []
-    versions = {key[0] for key in table}
-    stale = {
-        key: version
-        for version in sorted(versions)
-        for key, (_, fresh) in wanted.items()
-        if (version, *key) not in table or table[version, *key].hash != fresh
-    }
-    problems += [f"{' '.join(key)}: the row of triton {version} is out of date" for key, version in stale.items()]
-    problems += [f"{' '.join(row.key)}: no such row any more" for row in table.values() if row.key[1:] not in wanted]
-    problems += [problem for row in table.values() for problem in broken_requirements(row)]
-    unchanged = sorted(key for key in wanted if key not in stale)
-    chosen = [*stale, *random.Random(seed).sample(unchanged, min(sample, len(unchanged)))]  # noqa: S311 - a seeded sample
-    fresh_rows = compile_rows([wanted[key][0] for key in chosen], processes=processes, seconds=CHECK_SECONDS)
-    print(f"{len(wanted)} rows, {len(stale)} out of date; compiled {len(fresh_rows)} with triton {triton.__version__}")
-    return problems + [problem for row in fresh_rows for problem in broken_requirements(row)]
+    return triton.__version__
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tercet.kernels.compile", description=__doc__.split("\n")[0])
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tercet.kernels.compile", description="Compiles the shipped kernel configurations without a GPU."
+    )
     parser.add_argument("--check", action="store_true", help="check instead of writing the table")
-    parser.add_argument("--sample", type=int, default=12, help="unchanged rows to compile again (default %(default)s)")
+    parser.add_argument("--changed", action="store_true", help="compile only what is out of date")
+    parser.add_argument("--table", type=Path, default=TABLE, help="default %(default)s")
+    parser.add_argument(
+        "--sample", type=int, default=12, help="unchanged results to compile again (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument(
+        "--seconds", type=float, default=90, help="a check compiles no more after (default %(default)s)"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     if arguments.check:
-        problems = check(arguments.sample, arguments.seed, arguments.processes)
+        problems = check(arguments.table, arguments.sample, arguments.seed, arguments.processes, arguments.seconds)
     else:
-        import triton
-
-        rows = compile_rows([job for job, _ in jobs().values()], processes=arguments.processes)
-        kept = [row for row in read_table().values() if row.triton != triton.__version__]
-        write_table([*rows, *kept])
-        problems = [problem for row in rows for problem in broken_requirements(row)]
-        print(f"{TABLE.name}: {len(rows)} rows with triton {triton.__version__}, {len(kept)} with others kept")
+        problems = update(arguments.table, arguments.processes, changed=arguments.changed)
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

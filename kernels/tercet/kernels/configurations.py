@@ -22,19 +22,21 @@ class Tile(NamedTuple):
     """The head dim, rounded up to a power of two."""
 
 
-_HALF = ("float16", "bfloat16")
-_FLOAT = ("float32",)
+_HALF: tuple[str, ...] = ("float16", "bfloat16")
+_FLOAT: tuple[str, ...] = ("float32",)
 
-# (op, dtypes) -> largest head dim -> (block_m, block_n, num_warps, num_stages).
+# (op, dtypes) -> largest head dim -> (block_m, block_n, num_warps, num_stages)
+Tiles = dict[tuple[str, tuple[str, ...]], dict[int, tuple[int, int, int, int]]]
+
 # float32 multiplies on the plain cores and is the correctness path: small tiles that stay in registers.
-_TILES = {
+_TILES: Tiles = {
     ("attention", _HALF): {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
     ("attention", _FLOAT): {64: (32, 32, 4, 1), 128: (16, 32, 4, 1), 256: (16, 16, 4, 1)},
     ("paged_attention", _HALF): {128: (16, 64, 4, 2), 256: (16, 32, 4, 2)},
     ("paged_attention", _FLOAT): {128: (16, 32, 4, 1), 256: (16, 16, 4, 1)},
 }
-# With a bias or a window, whose registers the tiles above would spill.
-_MASKED_TILES = {("attention", _HALF): {64: (128, 64, 8, 2), 256: (64, 32, 8, 2)}}
+# With a bias or a window, whose registers the tiles above don't have.
+_MASKED_TILES: Tiles = {("attention", _HALF): {64: (128, 64, 8, 2), 256: (64, 32, 8, 2)}}
 
 
 @functools.cache
