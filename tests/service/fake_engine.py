@@ -1,9 +1,9 @@
 """An engine without a model, run as the real one is: `python fake_engine.py SOCKET SETTINGS_JSON`.
 
 A checkpoint's config.json says what it is ("model_type": bert, gpt2 or t5) and how it misbehaves ("fake": an object):
-`fail` is a line for Failed, `crash` ends the process before Ready, `gate` is a file to wait for before that, `step` the seconds of a step. A vector is
-[tokens, sum of the ids, number of the pooling, normalize]; each token is its predecessor plus 1, plus the sample's
-number at first, and HELD_ID is answered with nothing until it is cancelled.
+`fail` is a line for Failed, `crash` ends the process before Ready, `gate` is a file to wait for before that, `step` is
+the seconds of a step. A vector is [tokens, sum of the ids, number of the pooling, normalize]; each token is its
+predecessor plus 1, plus the sample's number at first, and HELD_ID is answered with nothing until it is cancelled.
 """
 
 from __future__ import annotations
