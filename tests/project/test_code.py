@@ -13,6 +13,7 @@ PACKAGE = sorted(
 OTHERS = sorted(path for folder in ("tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))
 MOST_LINES = 300
 MOST_LINES_LONG = 400  # a kernel with its launcher is one thing; tests are lists of cases, each read alone
+LONGER = {"tests/client/test_client_errors.py": "every error of the SDK, against one fake service"}
 
 RUNS_DATA = {"eval", "exec", "torch.load", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load", "os.system"}
 PICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "multiprocessing.connection"}
@@ -25,7 +26,7 @@ def name(path: Path) -> str:
 @pytest.mark.parametrize("path", [*PACKAGE, *OTHERS], ids=name)
 def test_a_file_is_short(path: Path) -> None:
     most = MOST_LINES_LONG if name(path).startswith(("kernels/", "tests/")) else MOST_LINES
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= most
+    assert (len(path.read_text(encoding="utf-8").splitlines()) > most) == (name(path) in LONGER)
 
 
 def dotted(node: ast.expr) -> str:
