@@ -153,15 +153,18 @@ def sample(
 
 def _draw(scores: Tensor, top_k: int, top_p: float, min_p: float, draw: float) -> int:
     """The inverse distribution function at `draw` over the tokens of scores [V] that may be drawn."""
-    weights = (scores - scores.max()).exp_()
+    tokens = None
     if 0 < top_k < len(scores):
-        weights.masked_fill_(scores < scores.topk(top_k).values[-1], 0)
+        tokens = (scores >= scores.topk(top_k).values[-1]).nonzero().squeeze(1)
+        scores = scores[tokens]
+    weights = (scores - scores.max()).exp_()
     if top_p < 1:
         weights = _top_p(weights, top_p)
     if min_p > 0:
         weights.masked_fill_(weights < min_p, 0)
     mass = weights.cumsum(0, dtype=torch.float64)
-    return int(torch.searchsorted(mass, draw * mass[-1], right=True))
+    place = int(torch.searchsorted(mass, draw * mass[-1], right=True))
+    return place if tokens is None else int(tokens[place])
 
 
 def _top_p(weights: Tensor, top_p: float) -> Tensor:

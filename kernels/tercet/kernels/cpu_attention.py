@@ -62,30 +62,46 @@ def paged_attention(
             longest_kv=longest_kv, kv_start=None, page_table=page_table, causal=causal, window=window, scale=scale,
             bias=bias, out=out,
         )  # fmt: skip
-    out = torch.zeros_like(q) if out is None else out.zero_()
-    rows = ((q_length > 0) & (kv_length > 0)).nonzero().flatten()
-    if len(rows) == 0:
-        return out
-    starts, lengths = q_start[rows].long(), kv_length[rows].long()
+    starts, queries, counts = q_start.tolist(), q_length.tolist(), kv_length.tolist()
+    live = [row for row, (query, count) in enumerate(zip(queries, counts, strict=True)) if query and count]
+    if not live:
+        return torch.zeros_like(q) if out is None else out.zero_()
+    every_token = [starts[row] for row in live] == list(range(len(q)))  # the rows are q itself, in order
+    if len(live) < len(starts):
+        rows = torch.tensor(live)
+        q_start, kv_length, page_table = q_start[rows], kv_length[rows], page_table[rows]
+    lengths = [counts[row] for row in live]
+    longest = max(lengths)
     page_size, kv_heads, head_dim = k.shape[1:]
-    places = torch.arange(int(lengths.max()))
-    real = places < lengths[:, None]  # [rows, keys]
-    # Keys beyond a row's length are read from its first slot: stale pages are never read.
-    places = torch.where(real, places, 0)
-    slots = page_table[rows].long().gather(1, places // page_size) * page_size + places % page_size
-    k_rows, v_rows = (
-        x.flatten(0, 1).index_select(0, slots.flatten()).view(*slots.shape, kv_heads, head_dim).transpose(1, 2)
-        for x in (k, v)
-    )  # [rows, kv_heads, keys, head_dim]
     group = q.shape[1] // kv_heads
-    q_rows = q[starts].view(len(rows), kv_heads, group, head_dim)
-    mask = None if bool(real.all()) else real[:, None, None]
+
+    places = torch.arange(longest).expand(len(live), -1)
+    mask = None
+    if min(lengths) < longest:
+        real = places < kv_length[:, None]  # [rows, keys]
+        mask = real[:, None, None]
+        # Keys beyond a row's length are read from its first slot: what lies in unused slots is never read.
+        places = torch.where(real, places, 0)
+    slots = (page_table.gather(1, places // page_size) * page_size + places % page_size).flatten()
+    k_rows, v_rows = (
+        x.view(-1, kv_heads * head_dim).index_select(0, slots).view(len(live), longest, kv_heads, head_dim)
+        for x in (k, v)
+    )
     if window is not None or bias is not None:
-        distance = torch.arange(real.shape[1]) - (lengths - 1)[:, None]  # key - query; no key is after the query
+        distance = torch.arange(longest) - (kv_length[:, None] - 1)  # key - query; no key is after the query
         mask = _mask(distance, causal=True, window=window, bias=bias, dtype=q.dtype)
-        mask = mask[:, None, None] if bias is None else mask.transpose(0, 1).view(len(rows), kv_heads, group, -1)
-    attended = functional.scaled_dot_product_attention(q_rows, k_rows, v_rows, attn_mask=mask, scale=scale)
-    out[starts] = attended.reshape(len(rows), -1, head_dim)
+        mask = mask[:, None, None] if bias is None else mask.transpose(0, 1).view(len(live), kv_heads, group, -1)
+    attended = functional.scaled_dot_product_attention(
+        (q if every_token else q[q_start.long()]).view(len(live), kv_heads, group, head_dim),
+        k_rows.transpose(1, 2),
+        v_rows.transpose(1, 2),
+        attn_mask=mask,
+        scale=scale,
+    ).reshape(len(live), -1, head_dim)
+    if every_token:
+        return attended if out is None else out.copy_(attended)
+    out = torch.zeros_like(q) if out is None else out.zero_()
+    out[q_start.long()] = attended
     return out
 
 
