@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from support.forward import Decoding, Ids, Pair, encode, relative_error, texts
+from tercet.kernels import dispatch
 
 TOLERANCE = 1e-4
 SOURCE_LENGTHS = (7, 1, 40, 23, 2)
@@ -41,6 +42,18 @@ def test_a_ragged_batch_is_encoded_as_each_text_alone(pair: Load, name: str, pad
     ids = texts(*SOURCE_LENGTHS)
     for hidden, text in zip(encode(case.ours, ids, padded=padded), ids, strict=True):
         assert relative_error(hidden, case.encoded(text)) <= TOLERANCE
+
+
+@encoders
+def test_a_product_that_ends_in_the_activation_equals_one_before_it(pair: Load, name: str) -> None:
+    """What a CPU fuses, the other implementations compute one by one."""
+    model, ids = pair(name).ours, texts(*SOURCE_LENGTHS)
+    fused = torch.cat(encode(model, ids))
+    dispatch.select("reference")
+    try:
+        assert relative_error(torch.cat(encode(model, ids)), fused) <= TOLERANCE
+    finally:
+        dispatch.select("auto")
 
 
 @layouts

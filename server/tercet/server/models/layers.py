@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tercet.server.models.spec import Activation, StackSpec
     from tercet.server.models.spec import Norm as NormKind
 
+# Activations worth ending a product in, as oneDNN calls them.
+EPILOGUES = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
+
 
 def parameter(*shape: int) -> nn.Parameter:
     """A parameter without storage; loading a checkpoint gives it some, of the same shape and strides."""
@@ -36,10 +39,19 @@ class Linear(nn.Module):
         out_features = sum(parts.values())
         self.weight = nn.Parameter(parameter(in_features, out_features).t(), requires_grad=False)
         self.bias = parameter(out_features) if bias else None
+        self.packed: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, in] -> [T, out]"""
-        return functional.linear(x, self.weight, self.bias)
+    def pack(self) -> None:
+        """Reorders the weight for oneDNN, whose products can end in an activation; the plain weight is dropped."""
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
+        self.weight = nn.Parameter(self.weight.to("meta"), requires_grad=False)
+
+    def forward(self, x: Tensor, epilogue: tuple[str, str] = ("none", "")) -> Tensor:
+        """[T, in] -> [T, out]; packed ones can apply an epilogue (oneDNN's activation and its algorithm)."""
+        if self.packed is None:
+            return functional.linear(x, self.weight, self.bias)
+        activation, algorithm = epilogue
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], algorithm)
 
 
 class Norm(nn.Module):
@@ -133,6 +145,14 @@ class FeedForward(nn.Module):
         self.up = Linear(spec.hidden_size, parts, bias=spec.feedforward_bias)
         self.down = Linear(width, {"down": spec.hidden_size}, bias=spec.feedforward_bias)
 
+    def prepare(self, device: torch.device) -> None:
+        """On a CPU, packs the first map where its product can end in the activation and saves a pass over memory."""
+        fusible = self.activation in EPILOGUES and not self.gated and self.up.weight.dtype == torch.float32
+        if fusible and device.type == "cpu" and torch.backends.mkldnn.is_available():
+            self.up.pack()
+
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]"""
+        if self.up.packed is not None and kernels.dispatch.selected(x.device) == "cpu":
+            return self.down(self.up(x, EPILOGUES[self.activation]))
         return self.down(kernels.activation(self.up(x), self.activation, gated=self.gated))
