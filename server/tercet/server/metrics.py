@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, get_args
 
 from prometheus_client import (
     GC_COLLECTOR,
@@ -24,10 +24,10 @@ from prometheus_client import (
     start_http_server,
 )
 
+from tercet.server import wire
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from tercet.server import wire
 
 # Seconds. The first suits encoders (answers within milliseconds) and long generations alike; those of tokens are
 # OpenTelemetry's gen_ai ones with finer steps below.
@@ -45,8 +45,6 @@ class Metrics:
         self.registry = CollectorRegistry()
         for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
             self.registry.register(collector)
-        self._totals: dict[str, dict[Any, int]] = {}  # of each model's engine: what it counted since it started
-        self._in_batches: dict[str, int] = {}  # of each model's engine: sequences, after its last step
 
         self.requests = self._counter("requests", "Calls that ended.", "model", "method", "code")
         self.rejected = self._counter("requests_rejected", "Calls refused before any work.", "model", "reason")
@@ -61,23 +59,23 @@ class Metrics:
         self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Of one sequence.", _POWERS, "model")
         self.request_generated_tokens = self._histogram("request_generated_tokens", "Of one output.", _POWERS, "model")
 
-        self._running = self._gauge("requests_running", "Sequences in batches.", "model")
-        self._waiting = self._gauge("requests_waiting", "Sequences that are in no batch yet.", "model")
-        self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts read.", "model")
-        self._generated_tokens = self._counter("generated_tokens", "Tokens generated.", "model")
-        self._recomputed_tokens = self._counter("recomputed_tokens", "Tokens read again after preemption.", "model")
-        self._batch_tokens = self._counter("batch_tokens", "Tokens of batches: real or padding.", "model", "kind")
-        self._batch_size = self._histogram("batch_size", "Sequences of one batch.", _POWERS, "model")
-        self._step = self._histogram("engine_step_duration_seconds", "Forward passes.", _DURATION, "model", "phase")
-        self._last_step = self._gauge("engine_last_step_timestamp_seconds", "Unix time of the last step.", "model")
-        self._restarts = self._counter("engine_restarts", "Engines started again.", "model", "reason")
-        self._preemptions = self._counter("preemptions", "Sequences that lost their pages.", "model")
-        self._blocks = self._gauge("kv_cache_blocks", "Pages of KV cache: used or free.", "model", "state")
-        self._launches = self._counter("kernel_launches", "Calls of kernels.", "model", "op", "impl")
-        self._copies = self._counter("host_to_device_copies", "Copies of batches to the device.", "model")
-        self._memory = self._gauge("model_memory_bytes", "Weights and pages of a model.", "model")
-        self._model_info = self._gauge(
-            "model_info", "1 for each model that is ready.", "model", "family", "architecture", "dtype", "device"
+        self.running = self._gauge("requests_running", "Sequences in batches.", "model")
+        self.waiting = self._gauge("requests_waiting", "Sequences that are in no batch yet.", "model")
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts read.", "model")
+        self.generated_tokens = self._counter("generated_tokens", "Tokens generated.", "model")
+        self.recomputed_tokens = self._counter("recomputed_tokens", "Tokens read again after preemption.", "model")
+        self.batch_tokens = self._counter("batch_tokens", "Tokens of batches: real or padding.", "model", "kind")
+        self.batch_size = self._histogram("batch_size", "Sequences of one batch.", _POWERS, "model")
+        self.step = self._histogram("engine_step_duration_seconds", "Forward passes.", _DURATION, "model", "phase")
+        self.last_step = self._gauge("engine_last_step_timestamp_seconds", "Unix time of the last step.", "model")
+        self.restarts = self._counter("engine_restarts", "Engines started again.", "model", "reason")
+        self.preemptions = self._counter("preemptions", "Sequences that lost their pages.", "model")
+        self.blocks = self._gauge("kv_cache_blocks", "Pages of KV cache: used or free.", "model", "state")
+        self.launches = self._counter("kernel_launches", "Calls of kernels.", "model", "op", "impl")
+        self.copies = self._counter("host_to_device_copies", "Copies of batches to the device.", "model")
+        self.memory = self._gauge("model_memory_bytes", "Weights and pages of a model.", "model")
+        self.model_info = self._gauge(
+            "model_info", "What a model is; always 1.", "model", "family", "architecture", "dtype", "device"
         )
         build = Info("tercet_build", "Version of the server.", registry=self.registry)
         build.info({"version": metadata.version("tercet")})
@@ -87,61 +85,6 @@ class Metrics:
         server, _ = start_http_server(port, addr=host, registry=self.registry)
         return int(server.server_port)
 
-    def model_added(self, model: str, pending: Callable[[], int]) -> None:
-        """A model is to be served; `pending` tells the sequences that its engine has not answered."""
-        self._in_batches[model] = 0
-        self._running.labels(model).set_function(lambda: self._in_batches[model])
-        self._waiting.labels(model).set_function(lambda: max(0, pending() - self._in_batches[model]))
-        for reason in ("signal", "exit"):  # from 0 on: Prometheus sees no increase in a counter that begins at 1
-            self._restarts.labels(model, reason)
-
-    def engine_ready(self, model: str, info: wire.ModelInfo) -> None:
-        """A model's engine answers, for the first time or again."""
-        self._totals[model] = {}
-        self._model_info.labels(model, info.family, info.architecture, info.dtype, info.device).set(1)
-        self._memory.labels(model).set(info.memory)
-        self._pages(model, 0, info.pages)
-        for kind in ("real", "padding"):
-            self._batch_tokens.labels(model, kind)
-        for counter in (self._prompt_tokens, self._generated_tokens, self._preemptions, self._copies):
-            counter.labels(model)
-
-    def engine_lost(self, model: str) -> None:
-        """A model's engine died."""
-        self._in_batches[model] = 0
-
-    def engine_restarted(self, model: str, reason: str) -> None:
-        """A model's engine is started again, after a "signal" or an "exit"."""
-        self._restarts.labels(model, reason).inc()
-
-    def step(self, model: str, pages: int, result: wire.StepResult) -> None:
-        """What one step of a model's engine with so many pages was."""
-        self._in_batches[model] = result.running
-        self._last_step.labels(model).set(time.time())
-        self._pages(model, result.pages_used, pages)
-        self._advance(self._preemptions, (model,), result.preemptions)
-        for kernel, calls in result.kernel_launches.items():
-            self._advance(self._launches, (model, *kernel.split("/", 1)), calls)
-        for stats in result.stats:
-            self._step.labels(model, stats.phase).observe(stats.seconds)
-            self._batch_size.labels(model).observe(stats.rows)
-            self._batch_tokens.labels(model, "real").inc(stats.real_tokens)
-            self._batch_tokens.labels(model, "padding").inc(stats.padding_tokens)
-            self._copies.labels(model).inc(stats.host_to_device_copies)
-            self._prompt_tokens.labels(model).inc(stats.prompt_tokens)
-            self._generated_tokens.labels(model).inc(stats.generated_tokens)
-            self._recomputed_tokens.labels(model).inc(stats.recomputed_tokens)
-
-    def _advance(self, counter: Counter, labels: tuple[str, ...], total: int) -> None:
-        """Moves a counter on by what an engine's own count since its start has grown."""
-        totals = self._totals[labels[0]]
-        counter.labels(*labels).inc(total - totals.get((counter, labels), 0))
-        totals[counter, labels] = total
-
-    def _pages(self, model: str, used: int, pages: int) -> None:
-        self._blocks.labels(model, "used").set(used)
-        self._blocks.labels(model, "free").set(pages - used)
-
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(f"tercet_{name}", help, labels, registry=self.registry)
 
@@ -150,3 +93,77 @@ class Metrics:
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"tercet_{name}", help, labels, buckets=buckets, registry=self.registry)
+
+
+class EngineMetrics:
+    """The metrics of one model's engine, over all its incarnations."""
+
+    def __init__(self, metrics: Metrics, model: str, pending: Callable[[], int]) -> None:
+        """`pending` tells the sequences that the engine has not answered."""
+        self._metrics = metrics
+        self._model = model
+        self._in_batches = 0  # after the last step
+        self._pages = 0
+        self._totals: dict[str, int] = {}  # what the engine counted since it started
+        metrics.running.labels(model).set_function(lambda: self._in_batches)
+        metrics.waiting.labels(model).set_function(lambda: max(0, pending() - self._in_batches))
+        for reason in ("signal", "exit"):  # from 0 on: Prometheus sees no increase in a counter that begins at 1
+            metrics.restarts.labels(model, reason)
+        # resolved once: looking labels up costs more than counting
+        self._steps = {phase: metrics.step.labels(model, phase) for phase in get_args(wire.Phase)}
+        self._batch_size = metrics.batch_size.labels(model)
+        self._used, self._free = (metrics.blocks.labels(model, state) for state in ("used", "free"))
+        self._preemptions = metrics.preemptions.labels(model)
+        self._last_step = metrics.last_step.labels(model)
+        self._launches: dict[str, Counter] = {}
+        self._summed = {
+            "real_tokens": metrics.batch_tokens.labels(model, "real"),
+            "padding_tokens": metrics.batch_tokens.labels(model, "padding"),
+            "host_to_device_copies": metrics.copies.labels(model),
+            "prompt_tokens": metrics.prompt_tokens.labels(model),
+            "generated_tokens": metrics.generated_tokens.labels(model),
+            "recomputed_tokens": metrics.recomputed_tokens.labels(model),
+        }
+
+    def ready(self, info: wire.ModelInfo) -> None:
+        """The engine answers, for the first time or again."""
+        self._totals.clear()
+        self._pages = info.pages
+        self._hold(0)
+        labels = (self._model, info.family, info.architecture, info.dtype, info.device)
+        self._metrics.model_info.labels(*labels).set(1)
+        self._metrics.memory.labels(self._model).set(info.memory)
+
+    def lost(self) -> None:
+        """The engine died."""
+        self._in_batches = 0
+        self._hold(0)
+
+    def restarted(self, reason: str) -> None:
+        """The engine is started again, after a "signal" or an "exit"."""
+        self._metrics.restarts.labels(self._model, reason).inc()
+
+    def step(self, result: wire.StepResult) -> None:
+        """What one step was."""
+        self._in_batches = result.running
+        self._last_step.set(time.time())
+        self._hold(result.pages_used)
+        self._advance("preemptions", self._preemptions, result.preemptions)
+        for kernel, calls in result.kernel_launches.items():
+            if kernel not in self._launches:
+                self._launches[kernel] = self._metrics.launches.labels(self._model, *kernel.split("/", 1))
+            self._advance(kernel, self._launches[kernel], calls)
+        for stats in result.stats:
+            self._steps[stats.phase].observe(stats.seconds)
+            self._batch_size.observe(stats.rows)
+            for name, counter in self._summed.items():
+                counter.inc(getattr(stats, name))
+
+    def _advance(self, name: str, counter: Counter, total: int) -> None:
+        """Moves a counter on by what the engine's own count since its start has grown."""
+        counter.inc(total - self._totals.get(name, 0))
+        self._totals[name] = total
+
+    def _hold(self, pages: int) -> None:
+        self._used.set(pages)
+        self._free.set(self._pages - pages)

@@ -24,6 +24,7 @@ import msgspec
 from tercet.server import wire
 from tercet.server.channel import Channel
 from tercet.server.logs import fields
+from tercet.server.metrics import EngineMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,13 +73,12 @@ class Engine:
         """Set once the first process runs."""
         self._settings = settings
         self._folder = folder
-        self._metrics = metrics
+        self._metrics = EngineMetrics(metrics, self.name, lambda: self.channel.pending.sequences if self.channel else 0)
         self._on_change = on_change
         self._connection: Channel | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._refusal: str | None = None
         self._stopping = False
-        metrics.model_added(self.name, lambda: self.channel.pending.sequences if self.channel else 0)
 
     async def run(self) -> None:
         """Keeps the engine alive until `stop`, or until it died too often.
@@ -105,7 +105,7 @@ class Engine:
             await asyncio.sleep(_PAUSES[min(recent, len(_PAUSES)) - 1])
             if self._stopping:
                 return
-            self._metrics.engine_restarted(self.name, "signal" if code < 0 else "exit")
+            self._metrics.restarted("signal" if code < 0 else "exit")
 
     async def stop(self) -> None:
         """Ends the engine."""
@@ -171,7 +171,7 @@ class Engine:
 
     def _disconnect(self) -> None:
         self._connection = self.channel = None
-        self._metrics.engine_lost(self.name)
+        self._metrics.lost()
         if not self._stopping:
             self._change(State.LOADING if self.info is None else State.RESTARTING)
 
@@ -179,8 +179,7 @@ class Engine:
         if message.incarnation != self._settings.incarnation:
             raise ValueError(f"incarnation {message.incarnation} is not {self._settings.incarnation}")
         if isinstance(message, wire.StepResult):
-            if self.info is not None:
-                self._metrics.step(self.name, self.info.pages, message)
+            self._metrics.step(message)
         elif isinstance(message, wire.Loading):
             self.progress = message
             self._on_change(self)
@@ -189,7 +188,7 @@ class Engine:
         else:
             self.info = message.model
             self.channel = self._connection
-            self._metrics.engine_ready(self.name, message.model)
+            self._metrics.ready(message.model)
             log.info(
                 "model ready", extra=fields(model=self.name, memory=message.model.memory, pages=message.model.pages)
             )
