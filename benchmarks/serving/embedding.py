@@ -20,7 +20,7 @@ def measure(settings: Settings) -> Result:
     """The whole server and the SDK count for us; the peers have no wire."""
     with (
         serve({"minilm": checkpoints.minilm()}, "--threads", str(settings.threads)) as server,
-        Client(server.address) as client,
+        Client(server.address, timeout=600) as client,
     ):
         cpu = 0.0
 

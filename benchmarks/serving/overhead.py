@@ -23,7 +23,7 @@ def _measure(title: str, texts: list[str], seconds_each: float, settings: Settin
     model = InProcess(checkpoints.minilm(), settings.threads)
     with (
         serve({"minilm": checkpoints.minilm()}, "--threads", str(settings.threads)) as server,
-        Client(server.address) as client,
+        Client(server.address, timeout=600) as client,
     ):
         contestants = {
             OVER_GRPC: lambda: client.embed(texts, model="minilm"),

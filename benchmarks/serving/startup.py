@@ -24,7 +24,7 @@ def measure(settings: Settings) -> Result:
     for start in range(settings.rounds + 1):
         with (
             serve({"minilm": checkpoints.minilm()}, "--threads", str(settings.threads)) as server,
-            Client(server.address) as client,
+            Client(server.address, timeout=600) as client,
         ):
             client.wait_ready()
             ready = time.perf_counter() - server.exec_time
