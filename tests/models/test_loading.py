@@ -318,7 +318,8 @@ def test_what_a_model_says_of_itself(pair: Load) -> None:
     reference = pair("t5").reference
     assert (model.architecture, model.family, model.vocab_size, model.hidden_size) == ("t5", "seq2seq", 331, 40)
     assert model.parameters == reference.num_parameters()
-    assert model.weight_bytes == 4 * (model.parameters + 2 * 3 * 41)  # and each stack's bias by distance
+    biases, head = 2 * 3 * 41, 331 * 40  # each stack's bias by distance, and the packed copy of the tied head
+    assert model.weight_bytes == 4 * (model.parameters + biases + head)
     cache = model.new_cache(6, 8)
     assert cache.k.shape == cache.v.shape == (2, 6, 8, 3, 16)
     assert 6 * model.cache_bytes_per_page(8) == cache.k.nbytes + cache.v.nbytes

@@ -25,6 +25,11 @@ def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
 
 
+def packable(weight: Tensor, device: torch.device) -> bool:
+    """Whether oneDNN multiplies by a reordered copy of this weight."""
+    return device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
 class Linear(nn.Module):
     """x Wᵀ + b, several products of one input in one GEMM.
 
@@ -93,15 +98,37 @@ class Identity(nn.Module):
 
 
 class Vocabulary(nn.Module):
-    """The word embedding [vocab, hidden], which tied models also multiply with to get logits."""
+    """The word embedding [vocab, hidden]."""
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
         super().__init__()
         self.weight = parameter(vocab_size, hidden_size)
 
+
+class TiedHead(nn.Module):
+    """Logits by the word embedding.
+
+    On a CPU a copy of it, reordered for oneDNN, halves the time of a batch. A few rows stay with the plain one: their
+    time is that of reading it.
+    """
+
+    PACKED_ROWS = 4  # from here on the copy wins
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.register_buffer("packed", None)
+
+    def prepare(self, device: torch.device) -> None:
+        """Makes the copy."""
+        if packable(self.vocabulary.weight, device):
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.vocabulary.weight.detach())
+
     def forward(self, hidden: Tensor) -> Tensor:
         """[N, hidden] -> [N, vocab]"""
-        return functional.linear(hidden, self.weight)
+        if self.packed is None or len(hidden) < self.PACKED_ROWS:
+            return functional.linear(hidden, self.vocabulary.weight)
+        return torch.ops.mkldnn._linear_pointwise(hidden, self.packed, None, "none", [], "")
 
 
 class Embedding(nn.Module):
@@ -147,8 +174,7 @@ class FeedForward(nn.Module):
 
     def prepare(self, device: torch.device) -> None:
         """On a CPU, packs the first map where its product can end in the activation and saves a pass over memory."""
-        fusible = self.activation in EPILOGUES and not self.gated and self.up.weight.dtype == torch.float32
-        if fusible and device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if self.activation in EPILOGUES and not self.gated and packable(self.up.weight, device):
             self.up.pack()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from tercet.server.models.checkpoint import open_checkpoint
 from tercet.server.models.checkpoint.config import Config, shorten
 from tercet.server.models.checkpoint.weights import find, load_weights, plan
 from tercet.server.models.errors import CheckpointError
-from tercet.server.models.layers import FeedForward
+from tercet.server.models.layers import FeedForward, TiedHead
 from tercet.server.models.model import Model
 from tercet.server.models.positions import RelativeBias, Rotary
 from tercet.server.models.transformer import Transformer
@@ -66,7 +66,7 @@ def load_model(
     head_dim = next(iter(spec.stacks.values())).head_dim
     load_weights(transformer, transfers, checkpoint, head_dim=head_dim, device=device, dtype=compute, progress=progress)
     for module in transformer.modules():
-        if isinstance(module, (Rotary, RelativeBias, FeedForward)):
+        if isinstance(module, (Rotary, RelativeBias, FeedForward, TiedHead)):
             module.prepare(device)
     return Model(architecture.name, spec, transformer, device=device, dtype=compute, max_length=length)
 

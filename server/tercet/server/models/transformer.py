@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from tercet.server.models.attention import CrossAttention, Keys, SelfAttention
-from tercet.server.models.layers import Embedding, FeedForward, Identity, Linear, Norm, Vocabulary
+from tercet.server.models.layers import Embedding, FeedForward, Identity, Linear, Norm, TiedHead, Vocabulary
 from tercet.server.models.positions import RelativeBias, Rotary
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Transformer(nn.Module):
         self.decoder = Stack(spec.decoder, self.vocabulary, max_length) if spec.decoder else None
         self.head = self._head(spec)
 
-    def _head(self, spec: TransformerSpec) -> Vocabulary | Linear | None:
+    def _head(self, spec: TransformerSpec) -> TiedHead | Linear | None:
         if spec.head == "tied":
-            return self.vocabulary
+            return TiedHead(self.vocabulary)
         return Linear(spec.hidden_size, {"vocabulary": spec.vocab_size}, bias=False) if spec.head == "linear" else None
