@@ -23,7 +23,7 @@ def write(file: Path, value: object) -> None:
 def assert_equal_to_transformers(folder: Path) -> None:
     ours, reference = load_text_model(folder).tokenizer, AutoTokenizer.from_pretrained(folder)
     assert ours.vocab_size == len(reference)
-    for text, encoded in zip(TEXTS, ours.encode_batch(TEXTS), strict=True):
+    for text, encoded in zip(TEXTS, ours.encode_batch(TEXTS, spans=True), strict=True):
         expected = reference(text, return_offsets_mapping=True)
         assert encoded.ids == expected["input_ids"], repr(text)
         assert list(zip(encoded.starts, encoded.ends, strict=True)) == expected["offset_mapping"], repr(text)

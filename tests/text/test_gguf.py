@@ -84,7 +84,7 @@ def test_equal_to_transformers(tmp_path: Path, vocabulary: tuple[list[str], list
     file = write(tmp_path / "model.gguf", vocabulary, **keys)
     ours, reference = load_text_model(file).tokenizer, AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
     assert ours.vocab_size == len(reference)
-    for text, encoded in zip(TEXTS, ours.encode_batch(TEXTS), strict=True):
+    for text, encoded in zip(TEXTS, ours.encode_batch(TEXTS, spans=True), strict=True):
         expected = reference(text, return_offsets_mapping=True)
         assert encoded.ids == expected["input_ids"], repr(text)
         assert list(zip(encoded.starts, encoded.ends, strict=True)) == expected["offset_mapping"], repr(text)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from tercet.server.service.errors import InvalidArgumentError
+from tercet.server.service.threads import TextThreads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from tercet.server.text import Encoded, Tokenizer
     from tercet.v1.types_pb2 import TextInput
 
-_T = TypeVar("_T")
 _DIRECT_CHARS = 2000  # texts up to this in all are tokenized where they are: a thread would cost more than it frees
 
 
@@ -44,12 +42,12 @@ class Limit:
 
 
 class Sequencer:
-    """Makes sequences of inputs; texts are tokenized off the event loop."""
+    """Makes sequences of inputs. Texts are tokenized off the event loop, save few and short ones."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        self.threads = TextThreads(settings.max_queue_chars)
 
     def check_count(self, field: str, count: int) -> None:
         """Raises InvalidArgumentError where a list of inputs is empty or too long."""
@@ -64,23 +62,35 @@ class Sequencer:
                 field, f"has {len(text)} characters, the limit is {self._settings.max_text_chars}"
             )
 
+    def check_chars(self, field: str, chars: int) -> None:
+        """Raises InvalidArgumentError where the texts of a call are too long together."""
+        if chars > self._settings.max_call_chars:
+            limit = self._settings.max_call_chars
+            raise InvalidArgumentError(field, f"has {chars} characters in all, the limit is {limit}")
+
     async def encode(
-        self, model: ServedModel, tokenizer: Tokenizer, texts: Sequence[str], *, special: bool = True
+        self,
+        model: ServedModel,
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
+        *,
+        special: bool = True,
+        spans: bool = False,
+        patient: bool = False,
     ) -> list[Encoded]:
-        """Tokenizes texts."""
+        """Tokenizes texts. Raises OverloadedError where too many wait; patient ones wait too."""
         if not texts:
             return []
         start = time.monotonic()
-        if sum(map(len, texts)) <= _DIRECT_CHARS:
-            encoded = [tokenizer.encode(text, special) for text in texts]
+        chars = sum(map(len, texts))
+        if chars <= _DIRECT_CHARS:
+            encoded = [tokenizer.encode(text, special, spans) for text in texts]
         else:
-            encoded = await self.run(tokenizer.encode_batch, texts, special)
+            encoded = await self.threads.run(
+                chars, lambda: tokenizer.encode_batch(texts, special, spans), patient=patient
+            )
         self._metrics.tokenize.labels(model.name).observe(time.monotonic() - start)
         return encoded
-
-    async def run(self, function: Callable[..., _T], *args: object) -> _T:
-        """Runs work on text off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     async def sequences(
         self,
@@ -92,8 +102,12 @@ class Sequencer:
         field: Callable[[int], str],
         *,
         lowercase: bool = False,
+        patient: bool = False,
     ) -> list[TokenSequence | InvalidArgumentError]:
-        """For each input its sequence, or why it is refused. `field` gives the path of an input in the request."""
+        """For each input its sequence, or why it is refused. `field` gives the path of an input in the request.
+
+        Raises OverloadedError where too many texts wait to be tokenized; patient ones wait too.
+        """
         results: list[TokenSequence | InvalidArgumentError | None] = [None] * len(inputs)
         texts: list[str] = []
         places: list[int] = []
@@ -105,14 +119,12 @@ class Sequencer:
                     texts.append(item.text.lower() if lowercase else item.text)
                     places.append(i)
                 elif which == "token_ids":
-                    path = f"{field(i)}.token_ids"
-                    ids = check_ids(path, item.token_ids.values, vocab_size)
-                    results[i] = fit_ids(path, ids, limit)
+                    results[i] = fit_ids(f"{field(i)}.token_ids", item.token_ids.values, vocab_size, limit)
                 else:
                     raise InvalidArgumentError(field(i), "must have text or token_ids")
             except InvalidArgumentError as error:
                 results[i] = error
-        for i, encoded in zip(places, await self.encode(model, tokenizer, texts), strict=True):
+        for i, encoded in zip(places, await self.encode(model, tokenizer, texts, patient=patient), strict=True):
             try:
                 results[i] = fit(f"{field(i)}.text", encoded, limit)
             except InvalidArgumentError as error:
@@ -120,14 +132,16 @@ class Sequencer:
         return [result for result in results if result is not None]
 
 
-def check_ids(field: str, values: Sequence[int], vocab_size: int) -> list[int]:
-    """Token ids as a list. Raises InvalidArgumentError where there are none or one is not in the vocabulary."""
+def check_ids(field: str, values: Sequence[int], vocab_size: int, first: int = 0) -> list[int]:
+    """Token ids as a list; they are `values[first]` and after of their field. Raises InvalidArgumentError where there are none or one is not in the vocabulary."""
     ids = list(values)
     if not ids:
         raise InvalidArgumentError(field, "must have at least one id")
     if max(ids) >= vocab_size:
         at = next(i for i, id in enumerate(ids) if id >= vocab_size)
-        raise InvalidArgumentError(f"{field}.values[{at}]", f"{ids[at]} is not below the vocabulary size, {vocab_size}")
+        raise InvalidArgumentError(
+            f"{field}.values[{first + at}]", f"{ids[at]} is not below the vocabulary size, {vocab_size}"
+        )
     return ids
 
 
@@ -149,14 +163,16 @@ def fit(field: str, encoded: Encoded, limit: Limit) -> TokenSequence:
     )
 
 
-def fit_ids(field: str, ids: list[int], limit: Limit) -> TokenSequence:
-    """Token ids within a limit. Raises InvalidArgumentError."""
-    if len(ids) <= limit.tokens:
-        return TokenSequence(ids, None, truncated=False)
+def fit_ids(field: str, values: Sequence[int], vocab_size: int, limit: Limit) -> TokenSequence:
+    """Token ids within a limit; those that are cut off are not looked at. Raises InvalidArgumentError."""
+    count = len(values)
+    if count <= limit.tokens:
+        return TokenSequence(check_ids(field, values, vocab_size), None, truncated=False)
     if not limit.truncate:
-        raise _too_long(field, len(ids), limit)
-    cut = ids[: limit.cut_to] if limit.keep == "start" else ids[-limit.cut_to :]
-    return TokenSequence(cut, None, truncated=True)
+        raise _too_long(field, count, limit)
+    first = 0 if limit.keep == "start" else count - limit.cut_to
+    kept = check_ids(field, values[first : first + limit.cut_to], vocab_size, first)
+    return TokenSequence(kept, None, truncated=True)
 
 
 def _sequence(ids: list[int], type_ids: list[int], *, truncated: bool) -> TokenSequence:

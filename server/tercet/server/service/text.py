@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from tercet.server.service.errors import InvalidArgumentError, to_status
 from tercet.server.service.sequences import Sequencer, check_ids
 from tercet.v1.text_pb2 import (
-    DetokenizeItem,
     DetokenizeRequest,
     DetokenizeResponse,
     Tokenized,
@@ -35,6 +34,7 @@ class TextServicer:
         call.model = model.name
         tokenizer = model.require_text().tokenizer
         self._sequencer.check_count("texts", len(request.texts))
+        self._sequencer.check_chars("texts", sum(map(len, request.texts)))
         items = [TokenizeItem() for _ in request.texts]
         texts: dict[int, str] = {}
         for i, text in enumerate(request.texts):
@@ -44,7 +44,7 @@ class TextServicer:
             except InvalidArgumentError as error:
                 items[i].error.CopyFrom(to_status(error))
         special = request.add_special_tokens if request.HasField("add_special_tokens") else True
-        encoded = await self._sequencer.encode(model, tokenizer, list(texts.values()), special=special)
+        encoded = await self._sequencer.encode(model, tokenizer, list(texts.values()), special=special, spans=True)
         for i, one in zip(texts, encoded, strict=True):
             items[i].tokenized.CopyFrom(_tokenized(one))
         return TokenizeResponse(model=model.name, items=items)
@@ -57,20 +57,19 @@ class TextServicer:
         self._sequencer.check_count("sequences", len(request.sequences))
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
         size = tokenizer.vocab_size if model.engine.info is None else model.engine.info.vocab_size
-        sequences: dict[int, list[int]] = {}
-        items = [DetokenizeItem() for _ in request.sequences]
-        for i, sequence in enumerate(request.sequences):
-            try:
-                sequences[i] = check_ids(f"sequences[{i}]", sequence.values, size) if sequence.values else []
-            except InvalidArgumentError as error:
-                items[i].error.CopyFrom(to_status(error))
 
-        def decode() -> list[str]:
-            return [tokenizer.decode(ids, skip) for ids in sequences.values()]
+        def decode() -> DetokenizeResponse:
+            response = DetokenizeResponse(model=model.name)
+            for i, sequence in enumerate(request.sequences):
+                item = response.items.add()
+                try:
+                    ids = check_ids(f"sequences[{i}]", sequence.values, size) if sequence.values else []
+                    item.text = tokenizer.decode(ids, skip)
+                except InvalidArgumentError as error:
+                    item.error.CopyFrom(to_status(error))
+            return response
 
-        for i, text in zip(sequences, await self._sequencer.run(decode), strict=True):
-            items[i].text = text
-        return DetokenizeResponse(model=model.name, items=items)
+        return await self._sequencer.threads.run(sum(len(s.values) for s in request.sequences), decode)
 
 
 def _tokenized(encoded: Encoded) -> Tokenized:
