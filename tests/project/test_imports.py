@@ -34,7 +34,7 @@ RULES = {
     "engine": rule("kernels models wire logs", "torch numpy msgspec"),
     "wire": rule(packages="msgspec"),
     "logs": rule(),
-    "text": rule(packages="tokenizers jinja2 gguf numpy"),
+    "text": rule(packages="tokenizers jinja2 gguf msgspec numpy"),
     FRONT: rule(
         "text wire logs protos",
         "google grpc grpc_health grpc_reflection grpc_status huggingface_hub msgspec prometheus_client rich typer",

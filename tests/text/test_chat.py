@@ -1,14 +1,17 @@
 """Chat templates against transformers' apply_chat_template, and templates that fail or misbehave."""
 
+import gc
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from support import packaged
-from tercet.server.text import ChatTemplate, ChatTemplateError, CheckpointTextError, load_text_model, sandbox
+from tercet.server.text import ChatTemplate, ChatTemplateError, CheckpointTextError, load_text_model, renderer
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "[UNK]"}
 CONVERSATIONS = {
@@ -134,15 +137,8 @@ def test_a_malformed_template_is_named(tmp_path: Path, source: object, message: 
         ("{% do messages.append(1) %}", None),
         ("{{ messages.append(1) }}", "is not safely callable|unsafe"),
         ("{% include '/etc/hostname' %}", "no loader"),
-        ("{{ 'a' * 10 ** 9 }}", "a repeated value exceeds the limit"),
-        ("{{ messages * 10 ** 9 }}", "a repeated value exceeds the limit"),
-        ("{{ 9 ** (9 ** 9) }}", "a power exceeds the limit"),
         ("{{ range(10 ** 7) | list }}", "Range too big"),
-        (
-            "{% set ns = namespace(x='abcdefgh') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-            "a value exceeds 16777216 characters",
-        ),
-        ("{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('abcdefgh') }}", "a value exceeds|RecursionError"),
+        ("{{ '\\ud800' }}", "UnicodeEncodeError"),
         (
             "{% for i in range(90000) %}{{ messages[0].content * 1000 }}{% endfor %}",
             "the prompt exceeds 16777216 characters",
@@ -163,12 +159,81 @@ def test_a_template_that_fails(source: str, message: str | None) -> None:
     assert caught.value.__cause__ is None
 
 
-def test_a_template_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.2)
-    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(9) %}"
-    made = template(loops + "{% endfor %}" * 3)
-    with pytest.raises(ChatTemplateError, match=r"rendering took more than 0\.2 seconds"):
+BIG = "{% set x = 'abcdefgh' * 2 ** 21 %}"
+LOOPS = "{% set r = range(99999) %}{% for a in r %}{% for b in r %}{% for c in r %}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% set ns = namespace(x='abcdefgh') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        BIG + "{% set x = x + x %}" * 20,
+        BIG + "{{ [" + "x, " * 1000 + "] | join }}",
+        BIG + "{{ x.replace('a', x) }}",
+        BIG + "{{ [" + "x | list, " * 5 + "] }}",
+        "{{ 'a' * 10 ** 10 }}",
+        "{{ messages * 10 ** 10 }}",
+        "{{ 'x' | center(10 ** 10) }}",
+        "{{ '%10000000000d' % 1 }}",
+        "{{ '%10000000000d' | format(1) }}",
+        "{{ '{:>10000000000}'.format(1) }}",
+        "{{ {'a': 1} | tojson(indent=10 ** 10) }}",
+    ],
+    ids=lambda source: source[-40:],
+)
+def test_a_template_that_takes_memory(source: str) -> None:
+    """What it takes is refused to it, not to us; and its process goes on."""
+    made = template("{% if messages[0].role == 'user' %}" + source + "{% endif %}fine")
+    with pytest.raises(ChatTemplateError, match="the chat template failed: it takes too much memory"):
         made.render(CONVERSATIONS["question"])
+    assert made.render(CONVERSATIONS["system"]) == "fine"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        LOOPS + "{% endfor %}" * 3,
+        "{% set n = 9 ** (9 ** (messages | length + 8)) %}",
+        "{% set r = range(99999) | list %}{% for a in r %}{{ '' if r | sum }}{% endfor %}",
+    ],
+    ids=["loops", "one operation", "filters"],
+)
+def test_a_template_that_never_ends(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """Its process is ended and replaced: the next conversation is rendered."""
+    monkeypatch.setattr(renderer, "MAX_SECONDS", 0.5)
+    made = template("{% if messages[0].role == 'user' %}" + source + "{% endif %}fine")
+    with pytest.raises(ChatTemplateError, match=r"failed: it takes more than 0\.5 seconds"):
+        made.render(CONVERSATIONS["question"])
+    assert made.render(CONVERSATIONS["system"]) == "fine"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{{ 9 ** (9 ** 9) }}", r"it takes more than 0\.5 seconds"),
+        ("\ud800", "it holds half a surrogate pair"),
+    ],
+    ids=["time", "surrogate"],
+)
+def test_compiling_is_bounded(monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
+    """Jinja computes constants when it compiles."""
+    monkeypatch.setattr(renderer, "MAX_SECONDS", 0.5)
+    with pytest.raises(CheckpointTextError, match=f"not a chat template: {message}"):
+        template(source)
+
+
+def test_a_process_ends_with_its_template() -> None:
+    made = template("fine")
+    process = made._renderer._process._process
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(ChatTemplateError, match="its process died"):
+        made.render(CONVERSATIONS["question"])
+    assert made.render(CONVERSATIONS["question"]) == "fine"
+    process = made._renderer._process._process
+    assert process.poll() is None
+    del made
+    gc.collect()
+    assert process.poll() is not None
 
 
 def test_messages_are_not_changed() -> None:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from tercet.server.text.errors import ChatTemplateError, CheckpointTextError
 from tercet.server.text.fields import Fields, read_text
+from tercet.server.text.renderer import Renderer, RenderError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 MAX_TEMPLATE_BYTES = 1 << 20
-_MAX_MESSAGE = 300  # characters of a template's complaint
 
 
 class ChatTemplate:
@@ -23,15 +23,12 @@ class ChatTemplate:
 
         Raises CheckpointTextError: too long, or not a template.
         """
-        from tercet.server.text import sandbox  # here, for jinja2 takes its time
-
-        if len(source.encode()) > MAX_TEMPLATE_BYTES:
+        if len(source.encode(errors="replace")) > MAX_TEMPLATE_BYTES:
             raise CheckpointTextError(file, key, f"larger than the limit of {MAX_TEMPLATE_BYTES} bytes")
         try:
-            self._template = sandbox.compile_template(source)
-        except Exception as error:
-            raise CheckpointTextError(file, key, f"not a chat template: {_describe(error)}") from None
-        self._render = sandbox.render
+            self._renderer = Renderer(source)
+        except RenderError as error:
+            raise CheckpointTextError(file, key, f"not a chat template: {error}") from None
         self._special_tokens = dict(special_tokens)
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -47,9 +44,9 @@ class ChatTemplate:
             "add_generation_prompt": True,
         }
         try:
-            return self._render(self._template, variables)
-        except Exception as error:  # a template's expressions may raise anything
-            raise ChatTemplateError(f"the chat template failed: {_describe(error)}") from None
+            return self._renderer.render(variables)
+        except RenderError as error:
+            raise ChatTemplateError(f"the chat template failed: {error}") from None
 
 
 def folder_template(folder: Path, config: Fields, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
@@ -77,10 +74,3 @@ def _default(config: Fields, templates: list[object]) -> str | None:
             case _:
                 raise config.error("chat_template", "every entry of the list must have a name and a template")
     return named.get("default")
-
-
-def _describe(error: Exception) -> str:
-    from tercet.server.text.sandbox import TemplateError
-
-    name = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
-    return " ".join(f"{name}{error}".split())[:_MAX_MESSAGE]

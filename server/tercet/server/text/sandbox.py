@@ -1,80 +1,36 @@
-"""The Jinja environment of chat templates: transformers' dialect, in a sandbox with limits.
+"""The process that renders one chat template, started by `renderer.py`: transformers' dialect of Jinja in a sandbox.
 
-Templates come with checkpoints, from strangers. Beside what Jinja's sandbox forbids, every call, attribute and item
-they reach for, and every `*` and `**`, is checked against the render's deadline and a size that no honest template
-needs. Imported with the first template, for jinja2 takes its time.
+Templates come with checkpoints, from strangers. Jinja's sandbox keeps them from Python; the operating system keeps them
+from the machine's time and memory, of which one short expression may take any amount: the limit of the address space
+turns too large a value into a MemoryError, and a timer whose signal nobody handles ends the process.
+
+Each line on standard input is answered by one on standard output. The first is the template as a JSON string, those
+that follow are the variables of a render as a JSON object.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from contextvars import ContextVar
+import resource
+import signal
+import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
-from jinja2.exceptions import SecurityError
+import msgspec
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node, Scope
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from tercet.server.text.renderer import MAX_TEXT, Answer
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jinja2.parser import Parser
-    from jinja2.runtime import Context
 
-MAX_TEXT = 16 << 20  # characters of a prompt or of a value on the way to it
-MAX_BITS = 1 << 12  # of an integer
-MAX_SECONDS = 5.0
-
-TemplateError = jinja2.TemplateError
-_deadline: ContextVar[float] = ContextVar("deadline")
-
-
-def compile_template(source: str) -> jinja2.Template:
-    """Raises TemplateError on a malformed template."""
-    return _environment().from_string(source)
-
-
-def render(template: jinja2.Template, variables: dict[str, object]) -> str:
-    """The text of `template`. Raises TemplateError where it refuses, and what else its expressions may raise."""
-    token = _deadline.set(time.monotonic() + MAX_SECONDS)
-    try:
-        pieces: list[str] = []
-        size = 0
-        for piece in template.generate(variables):
-            _check_time()
-            size += len(piece)
-            if size > MAX_TEXT:
-                raise SecurityError(f"the prompt exceeds {MAX_TEXT} characters")
-            pieces.append(piece)
-        return "".join(pieces)
-    finally:
-        _deadline.reset(token)
-
-
-class _BoundedEnvironment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        for value in (*args, *kwargs.values()):
-            _check(value)
-        return _check(super().call(context, obj, *args, **kwargs))
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        return _check(super().getattr(obj, attribute))
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        return _check(super().getitem(obj, argument))
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        for sequence, times in ((left, right), (right, left)):
-            if isinstance(sequence, str | list | tuple) and isinstance(times, int) and len(sequence) * times > MAX_TEXT:
-                raise SecurityError("a repeated value exceeds the limit")
-        integers = isinstance(left, int) and isinstance(right, int)
-        if operator == "**" and integers and left.bit_length() * right > MAX_BITS:
-            raise SecurityError("a power exceeds the limit")
-        return _check(super().call_binop(context, operator, left, right))
+_MAX_COMPLAINT = 300  # characters
 
 
 class _Generation(Extension):
@@ -87,8 +43,42 @@ class _Generation(Extension):
         return Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
-def _environment() -> _BoundedEnvironment:
-    environment = _BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+def main(arguments: Sequence[str]) -> None:
+    """Answers until standard input ends. The arguments: seconds for each answer, and bytes of address space."""
+    seconds, memory = map(float, arguments)
+    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+    template: jinja2.Template | None = None
+    for line in sys.stdin.buffer:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            message = msgspec.json.decode(line)
+            if template is None:
+                template = _environment().from_string(message)
+                answer = msgspec.json.encode(Answer())
+            else:
+                answer = msgspec.json.encode(Answer(text=_render(template, message)))
+        except Exception as error:  # a template's expressions may raise anything
+            answer = msgspec.json.encode(Answer(error=_describe(error)))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.stdout.buffer.write(answer + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def _render(template: jinja2.Template, variables: dict[str, Any]) -> str:
+    pieces: list[str] = []
+    size = 0
+    for piece in template.generate(variables):
+        size += len(piece)
+        if size > MAX_TEXT:
+            raise jinja2.TemplateError(f"the prompt exceeds {MAX_TEXT} characters")
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
     environment.filters["tojson"] = _to_json
     cast("dict[str, Any]", environment.globals).update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     return environment
@@ -106,21 +96,19 @@ def _to_json(
 
 
 def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
+    raise jinja2.TemplateError(message)
 
 
 def _strftime_now(layout: str) -> str:
     return datetime.now().strftime(layout)
 
 
-def _check(value: Any) -> Any:
-    _check_time()
-    if isinstance(value, str) and len(value) > MAX_TEXT:
-        raise SecurityError(f"a value exceeds {MAX_TEXT} characters")
-    return value
+def _describe(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "it takes too much memory"
+    name = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+    return " ".join(f"{name}{error}".split())[:_MAX_COMPLAINT]
 
 
-def _check_time() -> None:
-    deadline = _deadline.get(None)  # none while Jinja folds constants at compile time
-    if deadline is not None and time.monotonic() > deadline:
-        raise SecurityError(f"rendering took more than {MAX_SECONDS} seconds")
+if __name__ == "__main__":
+    main(sys.argv[1:])
