@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 LAUNCHER = (sys.executable, "-m", "tercet.server")
+ONE_THREAD = {"TERCET_THREADS": "1"}  # tests run side by side: threads that wait for each other would wait for a core
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def running_server(
         command = [*launcher, "serve", *(f"{name}={source}" for name, source in models.items())]
         command += ["--port", "0", "--metrics-port", "0", "--log-format", "json", *flags]
         with log.open("wb") as stderr:
-            process = subprocess.Popen(command, stdout=stderr, stderr=stderr, env={**os.environ, **(env or {})})
+            process = subprocess.Popen(command, stdout=stderr, stderr=stderr, env={**os.environ, **ONE_THREAD, **(env or {})})
         try:
             serving = _wait_for_serving(process, log, timeout)
             yield RunningServer(process, log, str(serving["address"]), str(serving["metrics_address"]))
