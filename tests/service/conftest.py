@@ -79,6 +79,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@pytest.fixture
+def slow_decoder(tmp_path: Path, make_checkpoint: Callable[..., Path]) -> Path:
+    """A decoder with 50 ms a step."""
+    return make_checkpoint(tmp_path / "slow", "gpt2", step=0.05)
+
+
 @pytest.fixture(scope="session")
 def start() -> Callable[..., AbstractContextManager[RunningServer]]:
     """Starts a server with fake engines: `start({name: checkpoint}, *flags)`."""

@@ -78,6 +78,10 @@ def test_a_path_with_an_at_sign_is_a_path(tmp_path: Path):
     assert load({}, [f"a={folder}"], environment={}).models[0].source == str(folder)
 
 
+def test_a_source_too_long_for_a_path_may_be_a_hub_id():
+    assert load({}, [f"a={'x' * 5000}@main"], environment={}).models[0].revision == "main"
+
+
 def test_tercet_toml_is_read_where_the_server_starts(file: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(file.parent)
     assert load({}, [], environment={}).port == 1001
@@ -131,6 +135,8 @@ def test_what_cannot_be_used_is_named(flags: dict, arguments: list[str], environ
         ("[models.a]\nthreads = 2", "models.a.source: not given"),
         ("models = 3", "models: 3 is not a table of tables"),
         ("port = ", "config: {path} is not TOML: "),
+        ("port = " + "9" * 5000, "config: {path} is not TOML: "),
+        ("port = " + "[" * 100_000, "config: {path} is not TOML: "),
     ],
 )
 def test_what_a_file_may_not_say_is_named(text: str, message: str, tmp_path: Path):

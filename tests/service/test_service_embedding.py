@@ -138,6 +138,13 @@ class TestStream:
         assert {i: error.code.name for i, error in errors.items()} == {1: "INVALID_ARGUMENT", 4: "NOT_FOUND"}
         assert errors[1].field == "inputs"
 
+    def test_its_refusals_are_counted(self, checkpoints: dict[str, Path], start, connect):
+        with start({"encoder": checkpoints["encoder"]}) as server, connect(server) as stubs:
+            list(stubs.embedding.EmbedStream(iter([EmbedRequest(inputs=[ids(5)]), EmbedRequest(), EmbedRequest()])))
+            metrics = server.metrics()
+            assert metrics['tercet_requests_rejected_total{model="encoder",reason="invalid"}'] == 2
+            assert metrics['tercet_requests_total{code="OK",method="EmbedStream",model="encoder"}'] == 1
+
     def test_a_message_that_is_no_request_is_refused_and_the_stream_goes_on(self, stubs: Stubs):
         good = EmbedRequest(inputs=[ids(5)]).SerializeToString()
         call = stubs.channel.stream_stream("/tercet.v1.EmbeddingService/EmbedStream")
@@ -175,9 +182,11 @@ class TestQueue:
             assert error.retry_after is not None
             assert 0.01 <= error.retry_after <= 5
             assert int(error.trailers["grpc-retry-pushback-ms"]) == round(error.retry_after * 1000)
+            [answer] = stubs.embedding.EmbedStream(iter([EmbedRequest(inputs=[ids(5)] * 4)]))
+            assert Refusal(answer.error).code is grpc.StatusCode.RESOURCE_EXHAUSTED  # its turn might never come
             waiting = stubs.embedding.EmbedStream(iter([EmbedRequest(inputs=[ids(5)] * 2)]))
             held.cancel()
-            assert len(list(waiting)) == 1  # a stream waits for its turn
-            assert server.metrics()['tercet_requests_rejected_total{model="encoder",reason="queue_full"}'] == 1
+            assert [answer.WhichOneof("outcome") for answer in waiting] == ["response"]  # a stream waits for its turn
+            assert server.metrics()['tercet_requests_rejected_total{model="encoder",reason="queue_full"}'] == 2
             response = stubs.embedding.Embed(EmbedRequest(inputs=[ids(5)] * 10))
             assert len(response.items) == 10  # an empty queue takes what a call may hold

@@ -52,12 +52,6 @@ def endless(model: str = "decoder") -> GenerateRequest:
     return GenerateRequest(model=model, input=prompt, sampling=SamplingParameters(ignore_eos=True))
 
 
-@pytest.fixture
-def slow_decoder(tmp_path: Path, make_checkpoint) -> Path:
-    """A decoder with 50 ms a step."""
-    return make_checkpoint(tmp_path / "slow", "gpt2", step=0.05)
-
-
 class TestEngineDeath:
     """kill -9 of an engine."""
 
@@ -178,15 +172,6 @@ class TestDrain:
                 assert "shut down" in error.message
                 assert int(error.metadata["tokens_sent"]) > 0
             assert server.process.wait(10) == 0
-
-    def test_sigint_drains_too_and_nothing_is_left_behind(self, checkpoints: dict[str, Path], start, tmp_path: Path):
-        with start(checkpoints, env={"TMPDIR": str(tmp_path)}) as server:
-            engines = [psutil.Process(server.engine_pid(name)) for name in checkpoints]
-            assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o700]
-            server.process.send_signal(signal.SIGINT)
-            assert server.process.wait(10) == 0
-            assert not any(engine.is_running() for engine in engines)
-            assert not list(tmp_path.iterdir())
 
 
 class TestStart:

@@ -18,6 +18,7 @@ import typer
 from tercet.server import config, logs
 from tercet.server.budget import BudgetError, plan
 from tercet.server.machine import DeviceError
+from tercet.server.shutdown import Shutdown
 from tercet.server.sources import SourceError, resolve
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
     from tercet.server import wire
     from tercet.server.config import Rule, Settings
+    from tercet.server.metrics import Metrics
     from tercet.server.progress import LoadingBars
+    from tercet.server.supervisor import Supervisor
 
 _MODELS = "NAME=SOURCE[@REVISION]: a Hugging Face folder, a .gguf file or a hub id, and the name to serve it under."
 _CONFIG = "Settings file; tercet.toml where there is one."
@@ -52,27 +55,42 @@ def serve(models: list[str] | None = None, config_file: Path | None = None, **fl
 async def _serve(settings: Settings, engines: list[wire.EngineSettings], checkpoints: Mapping[str, Path]) -> int:
     """Runs the server; gives the exit code."""
     from tercet.server.metrics import Metrics
-    from tercet.server.supervisor import StartError, Supervisor
+    from tercet.server.supervisor import Supervisor
 
+    shutdown = Shutdown()
+    shutdown.listen()
     metrics = Metrics()
     supervisor = Supervisor(engines, metrics)
     bars = _bars(settings)
-    if bars is not None:
-        supervisor.watch(bars)
-    await supervisor.start()
+    try:
+        if bars is not None:
+            supervisor.watch(bars)
+        await supervisor.start()
+        return await _serve_engines(settings, metrics, supervisor, checkpoints, shutdown)
+    finally:
+        await supervisor.stop()
+        if bars is not None:
+            bars.close()
+
+
+async def _serve_engines(
+    settings: Settings,
+    metrics: Metrics,
+    supervisor: Supervisor,
+    checkpoints: Mapping[str, Path],
+    shutdown: Shutdown,
+) -> int:
+    """Serves gRPC; gives the exit code. The engines import torch now, and gRPC is imported beside them."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its lines are not ours, and what they say we say
-    # The engines import torch now; gRPC is imported beside them.
     from tercet.server.service.server import BindError, Server
+    from tercet.server.supervisor import StartError
     from tercet.server.text import CheckpointTextError
 
     try:
-        await Server(settings, metrics, supervisor).run(checkpoints)
+        await Server(settings, metrics, supervisor).run(checkpoints, shutdown)
     except (BindError, CheckpointTextError, StartError) as error:
         failed = isinstance(error, StartError) and not error.refused
         return _refuse(error, 1 if failed else 2).exit_code
-    finally:
-        if bars is not None:
-            bars.close()
     return 0
 
 

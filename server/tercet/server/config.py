@@ -88,12 +88,16 @@ class Settings:
     max_message_bytes: int = _setting(16 << 20, "Bytes of one request message.", low=1024, high=(1 << 31) - 1)
     max_inputs: int = _setting(2048, "Inputs, texts or sequences of one call.", low=1, high=1 << 20)
     max_text_chars: int = _setting(1_000_000, "Characters of one text.", low=1, high=1 << 30)
+    max_call_chars: int = _setting(4_000_000, "Characters of all texts of one call.", low=1, high=1 << 30)
     max_outputs: int = _setting(64, "Outputs of one generation (n).", low=1, high=1024)
     max_stops: int = _setting(16, "Stop strings, and stop tokens, of one generation.", low=0, high=1024)
     max_stop_chars: int = _setting(256, "Characters of one stop string.", low=1, high=65536)
     max_messages: int = _setting(1024, "Messages of one chat.", low=1, high=65536)
     max_queue: int = _setting(4096, "Sequences that may wait or run in one model.", low=1, high=1 << 24)
     max_queue_tokens: int = _setting(4 << 20, "Prompt tokens that may wait or run in one model.", low=1, high=1 << 40)
+    max_queue_chars: int = _setting(
+        16_000_000, "Characters that may wait for a tokenizer or run in one.", low=1, high=1 << 40
+    )
     max_streams: int = _setting(1024, "Concurrent calls of one connection.", low=1, high=1 << 20)
     read_ahead: int = _setting(4, "Requests of an EmbedStream that are worked on at once.", low=1, high=1024)
     keepalive: float = _setting(10.0, "Shortest interval in seconds that clients may ping at.", low=0.1, high=86400)
@@ -171,14 +175,14 @@ def load(
 
 
 def _read_file(path: Path | None) -> dict[str, Any]:
-    if path is None and not DEFAULT_FILE.exists():
+    if path is None and not os.path.exists(DEFAULT_FILE):
         return {}
     path = path or DEFAULT_FILE
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"config: can't read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ill-formed, not UTF-8, or more digits or depth than Python reads
         raise ConfigError(f"config: {path} is not TOML: {error}") from None
 
 
@@ -192,7 +196,7 @@ def _named_sources(arguments: Sequence[str]) -> dict[str, dict[str, str | None]]
         if name in sources:
             raise ConfigError(f"models: {name!r} is given twice")
         revision = None
-        if "@" in source and not Path(source).exists():
+        if "@" in source and not os.path.exists(source):  # Path.exists may raise
             source, _, revision = source.rpartition("@")
         sources[name] = {"source": source, "revision": revision}
     return sources

@@ -38,7 +38,10 @@ _POWERS = tuple(2.0**i for i in range(15))
 
 
 class Metrics:
-    """The metrics of one server. Every method may be called from the event loop alone."""
+    """The metrics of one server.
+
+    Methods may be called from the event loop alone; what gauges are set to read is read in the thread of /metrics.
+    """
 
     def __init__(self) -> None:
         disable_created_metrics()
@@ -47,7 +50,9 @@ class Metrics:
             self.registry.register(collector)
 
         self.requests = self._counter("requests", "Calls that ended.", "model", "method", "code")
-        self.rejected = self._counter("requests_rejected", "Calls refused before any work.", "model", "reason")
+        self.rejected = self._counter(
+            "requests_rejected", "Calls, or requests of a stream, refused before any work.", "model", "reason"
+        )
         self.cancelled = self._counter("requests_cancelled", "Calls that their client left.", "model", "stage")
         self.duration = self._histogram("request_duration_seconds", "Duration of calls.", _DURATION, "model", "method")
         self.tokenize = self._histogram("tokenize_duration_seconds", "Tokenizing of one call.", _DURATION, "model")
@@ -99,7 +104,7 @@ class EngineMetrics:
     """The metrics of one model's engine, over all its incarnations."""
 
     def __init__(self, metrics: Metrics, model: str, pending: Callable[[], int]) -> None:
-        """`pending` tells the sequences that the engine has not answered."""
+        """`pending` tells the sequences that the engine has not answered; the thread of /metrics calls it."""
         self._metrics = metrics
         self._model = model
         self._in_batches = 0  # after the last step

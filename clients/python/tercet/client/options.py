@@ -40,13 +40,17 @@ def connection(
 
 def sampling(
     max_new_tokens: Annotated[int | None, typer.Option(help="The most tokens to generate.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Divides the logits; 0 is greedy.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Divides the logits: 0, or 0.0001 to 100; 0 is greedy.")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens; 0 is off.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the likeliest of this mass; 1 is off.")] = None,
     min_p: Annotated[
         float | None, typer.Option(help="Keep tokens this likely against the likeliest; 0 is off.")
     ] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Penalize seen tokens; 1 is off.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Penalize seen tokens: 0.01 to 100; 1 is off.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Make draws repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
 ) -> dict[str, Any]:

@@ -33,7 +33,8 @@ class Sampling(TypedDict, total=False):
     min_new_tokens: int | None
     """No end of sequence before this many tokens; 0."""
     temperature: float | None
-    """Divides the logits; 0 is greedy, and neutral where the checkpoint does not ask for sampling, else 1 is."""
+    """Divides the logits: 0, or 0.0001 to 100; 0 is greedy.
+    Neutral: 0 where the checkpoint does not ask for sampling, else 1."""
     top_k: int | None
     """Keeps the k likeliest tokens; 0 is off."""
     top_p: float | None
@@ -41,7 +42,7 @@ class Sampling(TypedDict, total=False):
     min_p: float | None
     """Keeps tokens at least this fraction as likely as the likeliest; 0 is off."""
     repetition_penalty: float | None
-    """Makes tokens that were seen less likely; 1 is off."""
+    """Makes tokens that were seen less likely: 0.01 to 100; 1 is off."""
     seed: int | None
     """Makes draws repeatable; else the server chooses and reports it."""
     n: int | None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tercet.server import wire
 from tercet.server.service.errors import (
+    ENGINE_PAUSE,
     DeadlineExceededError,
     EngineLostError,
     InternalError,
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from tercet.server.service.rpc import Call
     from tercet.server.text import Tokenizer
 
-_COME_AGAIN = 0.5  # seconds: about what an engine takes to be started again, or pages to be freed
-
 
 def refusal(rejected: wire.Rejected, field: str) -> ServiceError:
     """The error for a request that the engine gave up; `field` is the path of what it was asked to read."""
@@ -34,7 +33,7 @@ def refusal(rejected: wire.Rejected, field: str) -> ServiceError:
         case "deadline":
             return DeadlineExceededError("the deadline passed before the answer")
         case "pages":
-            return OverloadedError(rejected.message, retry_after=_COME_AGAIN)
+            return OverloadedError(rejected.message, retry_after=ENGINE_PAUSE)
         case "invalid":
             return InvalidArgumentError(field, rejected.message)
         case "internal":
@@ -43,7 +42,7 @@ def refusal(rejected: wire.Rejected, field: str) -> ServiceError:
 
 def engine_lost(**metadata: str) -> EngineLostError:
     """The error for a request whose engine died."""
-    return EngineLostError("the model's engine died; it is being started again", retry_after=_COME_AGAIN, **metadata)
+    return EngineLostError("the model's engine died; it is being started again", retry_after=ENGINE_PAUSE, **metadata)
 
 
 class Vectors:

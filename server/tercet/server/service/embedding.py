@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tercet.server import wire
 from tercet.server.service.answers import Vectors
 from tercet.server.service.errors import InvalidArgumentError, ServiceError, to_status
-from tercet.server.service.rpc import Broken
+from tercet.server.service.rpc import Broken, count_refusal
 from tercet.server.service.sequences import Limit, Sequencer, TokenSequence
 from tercet.v1.embedding_pb2 import EmbedItem, EmbedRequest, EmbedResponse, EmbedStreamResponse, Pooling
 from tercet.v1.types_pb2 import DTYPE_FLOAT32, Tensor, Usage
@@ -42,7 +42,9 @@ class EmbeddingServicer:
 
     async def embed(self, request: EmbedRequest, call: Call) -> EmbedResponse:
         """Embeds a list of inputs."""
-        return await self._embed(request, call, patient=False)
+        model = self._registry.find(request.model, "embed")
+        call.model = model.name
+        return await self._embed(request, model, call, patient=False)
 
     async def embed_stream(self, requests: AsyncIterator[EmbedRequest | Broken], call: Call) -> None:
         """Embeds list after list, working on some ahead of the one whose turn it is."""
@@ -75,22 +77,26 @@ class EmbeddingServicer:
                 task.cancel()
 
     async def _embed_one(self, request: EmbedRequest | Broken, call: Call) -> EmbedStreamResponse:
+        name = ""
         try:
             if isinstance(request, Broken):
                 raise request.error
-            return EmbedStreamResponse(response=await self._embed(request, call, patient=True))
+            model = self._registry.find(request.model, "embed")
+            name = model.name
+            call.model = call.model or name  # of a stream, its first
+            return EmbedStreamResponse(response=await self._embed(request, model, call, patient=True))
         except ServiceError as error:
+            count_refusal(self._metrics, name, error)
             return EmbedStreamResponse(error=to_status(error))
 
-    async def _embed(self, request: EmbedRequest, call: Call, *, patient: bool) -> EmbedResponse:
-        """Answers one request. Where the queue is full, a patient one waits for its turn."""
-        model = self._registry.find(request.model, "embed")
-        call.model = model.name
+    async def _embed(self, request: EmbedRequest, model: ServedModel, call: Call, *, patient: bool) -> EmbedResponse:
+        """Answers one request. Where a queue is full, a patient one waits for its turn."""
         text, info, channel = model.require("embed")
         pooling, normalize = _pooling(request) or text.embedding.pooling, text.embedding.normalize
         if request.HasField("normalize"):
             normalize = request.normalize
         self._sequencer.check_count("inputs", len(request.inputs))
+        self._sequencer.check_chars("inputs", sum(len(item.text) for item in request.inputs))
         sequences = await self._sequencer.sequences(
             model,
             text.tokenizer,
@@ -99,6 +105,7 @@ class EmbeddingServicer:
             Limit(model.max_length, request.truncate, cut_to=model.max_length),
             _path,
             lowercase=text.embedding.lowercase,
+            patient=patient,
         )
         fitting = {i: sequence for i, sequence in enumerate(sequences) if isinstance(sequence, TokenSequence)}
         first = channel.reserve(len(fitting))
@@ -129,8 +136,9 @@ class EmbeddingServicer:
         if not messages:
             return []
         tokens = [len(message.token_ids) for message in messages]
-        while patient and not model.has_room(channel, len(messages), sum(tokens)):
-            await channel.pending.change()
+        if patient and model.can_wait(len(messages), sum(tokens)):
+            while not model.has_room(channel, len(messages), sum(tokens)):
+                await channel.pending.change()
         model.admit(channel, len(messages), sum(tokens))
         vectors = Vectors(messages[0].id, paths)
         channel.submit(messages, vectors)
@@ -138,8 +146,9 @@ class EmbeddingServicer:
             return await vectors.wait()
         finally:
             channel.cancel(range(messages[0].id, messages[0].id + len(messages)))
+            prompt_tokens = self._metrics.request_prompt_tokens.labels(model.name)
             for count in tokens:
-                self._metrics.request_prompt_tokens.labels(model.name).observe(count)
+                prompt_tokens.observe(count)
 
 
 def _pooling(request: EmbedRequest) -> wire.Pooling | None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tercet.server import wire
-from tercet.server.service import sampling as sampling_
 from tercet.server.service.answers import Generation as Answer
 from tercet.server.service.answers import Piece
 from tercet.server.service.errors import InvalidArgumentError
+from tercet.server.service.sampling import check_ranges, resolve, wanted_tokens
 from tercet.server.service.sequences import Limit, Sequencer, TokenSequence, check_ids, fit
 from tercet.server.text import ChatTemplateError
 from tercet.v1.generation_pb2 import (
@@ -118,10 +118,10 @@ class GenerationServicer:
             id=channel.reserve(1),
             token_ids=prompt.token_ids,
             decoder_ids=start_ids,
-            sampling=sampling_.resolve(
+            sampling=resolve(
                 sampling,
-                text.generation,
-                wanted=sampling_.wanted_tokens(sampling, text.generation, len(read)),
+                text.generation.after(len(read)),
+                wanted=wanted_tokens(sampling, text.generation, len(read)),
                 room=model.max_length - len(read),
             ),
             n=sampling.n if sampling.HasField("n") else 1,
@@ -146,7 +146,7 @@ class GenerationServicer:
 
     def _check(self, sampling: SamplingParameters, info: wire.ModelInfo) -> None:
         """Raises InvalidArgumentError for values out of range, lists too long, strings empty, ids unknown."""
-        sampling_.check(sampling)
+        check_ranges(sampling)
         settings = self._settings
         if sampling.HasField("n") and not 1 <= sampling.n <= settings.max_outputs:
             raise InvalidArgumentError("sampling.n", f"{sampling.n} is not in [1, {settings.max_outputs}]")
@@ -193,12 +193,17 @@ class GenerationServicer:
         for i, message in enumerate(messages):
             if not message.role:
                 raise InvalidArgumentError(f"chat.messages[{i}].role", "must not be empty")
+            self._sequencer.check_text(f"chat.messages[{i}].role", message.role)
             self._sequencer.check_text(f"chat.messages[{i}].content", message.content)
+        chars = sum(len(message.role) + len(message.content) for message in messages)
+        self._sequencer.check_chars("chat.messages", chars)
         spoken = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return await self._sequencer.run(text.render_chat, spoken)
+            rendered = await self._sequencer.threads.run(chars, lambda: text.render_chat(spoken))
         except ChatTemplateError as error:
             raise InvalidArgumentError("chat", str(error)) from None
+        self._sequencer.check_text("chat", rendered)
+        return rendered
 
 
 def _prompt_path(request: GenerateRequest) -> str:
@@ -213,7 +218,7 @@ def _limit(request: GenerateRequest, model: ServedModel, text: TextModel, info: 
     if info.family == "seq2seq":
         return Limit(model.max_length, request.truncate, cut_to=model.max_length)
     longest = model.max_length - 1
-    wanted = sampling_.wanted_tokens(request.sampling, text.generation, longest)
+    wanted = wanted_tokens(request.sampling, text.generation, longest)
     keep = model.max_length - (model.max_length // 2 if wanted is None else wanted)
     return Limit(longest, request.truncate, cut_to=min(max(keep, 1), longest), keep="end")
 

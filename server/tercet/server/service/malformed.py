@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from google.protobuf.descriptor import FieldDescriptor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from google.protobuf.descriptor import Descriptor
 
 _VARINT, _FIXED64, _LENGTH, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
@@ -17,6 +19,8 @@ _FIXED = {_FIXED64: 8, _FIXED32: 4}  # bytes
 _LONGEST_VARINT = 10  # bytes
 _HIGHEST_NUMBER = (1 << 29) - 1
 _DEEPEST = 100  # protobuf's own limit of nesting
+_MOST_FIELDS = 10_000  # looked at: about 30 ms, which the event loop can spare
+_UNNAMED = "is not a protobuf message of its type"
 
 
 class MalformedError(ValueError):
@@ -29,20 +33,23 @@ class MalformedError(ValueError):
 
 
 def diagnose(descriptor: Descriptor, data: bytes) -> MalformedError:
-    """The first fault of `data` as a message of `descriptor`."""
+    """The first fault of `data` as a message of `descriptor`; unnamed where more than 10,000 fields come before it."""
     try:
-        _walk(descriptor, memoryview(data), "", 0)
+        _walk(descriptor, memoryview(data), "", 0, iter(range(_MOST_FIELDS)))
     except MalformedError as error:
         return error
-    return MalformedError("", "is not a protobuf message of its type")
+    return MalformedError("", _UNNAMED)
 
 
-def _walk(descriptor: Descriptor, data: memoryview, path: str, depth: int) -> None:
+def _walk(descriptor: Descriptor, data: memoryview, path: str, depth: int, left: Iterator[int]) -> None:
+    """Raises MalformedError at the first fault. `left` gives an item for each field that may yet be looked at."""
     if depth > _DEEPEST:
         raise MalformedError(path, f"is nested deeper than {_DEEPEST}")
     at = 0
     seen: dict[int, int] = {}
     while at < len(data):
+        if next(left, None) is None:
+            raise MalformedError("", _UNNAMED)
         tag, at = _varint(data, at, path)
         number, wire_type = tag >> 3, tag & 7
         field = descriptor.fields_by_number.get(number)
@@ -58,20 +65,20 @@ def _walk(descriptor: Descriptor, data: memoryview, path: str, depth: int) -> No
             length, at = _varint(data, at, name)
             end = _skip(data, at, length, name)
             if field is not None:
-                _check(field, data[at:end], name, depth)
+                _check(field, data[at:end], name, depth, left)
             at = end
         else:
             raise MalformedError(name, f"has wire type {wire_type}, which proto3 does not know")
 
 
-def _check(field: FieldDescriptor, data: memoryview, path: str, depth: int) -> None:
+def _check(field: FieldDescriptor, data: memoryview, path: str, depth: int, left: Iterator[int]) -> None:
     if field.type == FieldDescriptor.TYPE_STRING:
         try:
             bytes(data).decode()
         except UnicodeDecodeError as error:
             raise MalformedError(path, f"is not UTF-8: {error.reason} at byte {error.start}") from None
     elif field.message_type is not None:
-        _walk(field.message_type, data, path, depth + 1)
+        _walk(field.message_type, data, path, depth + 1, left)
 
 
 def _path(path: str, field: FieldDescriptor | None, number: int, index: int) -> str:

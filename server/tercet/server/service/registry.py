@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from tercet.server.service.errors import (
+    ENGINE_PAUSE,
     InvalidArgumentError,
     ModelNotFoundError,
     OverloadedError,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 Task = Literal["embed", "generate", "chat"]
 _LONGEST_NAME = 64  # characters of a name in an error
 _SOONEST, _LATEST = 0.01, 5.0  # seconds after which a refused client is told to come again
-_ENGINE_PAUSE = 0.5  # seconds, likewise, where an engine loads or is started again
 
 
 class ServedModel:
@@ -43,6 +43,11 @@ class ServedModel:
     def ready(self) -> bool:
         """Whether it answers requests."""
         return self.engine.state is State.READY and self.text is not None
+
+    def check_text(self) -> None:
+        """Raises CheckpointTextError where its text is of another vocabulary than its engine's."""
+        if self.text is not None and self.engine.info is not None:
+            self.text.check_vocabulary(self.engine.info.vocab_size, seq2seq=self.engine.info.family == "seq2seq")
 
     @property
     def tasks(self) -> list[Task] | None:
@@ -65,7 +70,7 @@ class ServedModel:
     def require_text(self) -> TextModel:
         """What is known of its text. Raises UnavailableError."""
         if self.text is None:
-            raise UnavailableError(f"model {self.name!r} is loading", retry_after=_ENGINE_PAUSE)
+            raise UnavailableError(f"model {self.name!r} is loading", retry_after=ENGINE_PAUSE)
         return self.text
 
     def require(self, task: Task) -> tuple[TextModel, wire.ModelInfo, Channel]:
@@ -77,8 +82,12 @@ class ServedModel:
             raise UnavailableError(f"model {self.name!r} failed and stays down")
         if text is None or info is None or channel is None:
             state = self.engine.state.name.lower()
-            raise UnavailableError(f"model {self.name!r} is {state}", retry_after=_ENGINE_PAUSE)
+            raise UnavailableError(f"model {self.name!r} is {state}", retry_after=ENGINE_PAUSE)
         return text, info, channel
+
+    def can_wait(self, sequences: int, tokens: int) -> bool:
+        """Whether its queue will take so many once enough are answered, before it is empty."""
+        return sequences <= self._settings.max_queue and tokens <= self._settings.max_queue_tokens
 
     def has_room(self, channel: Channel, sequences: int, tokens: int) -> bool:
         """Whether its queue takes so many more. An empty queue takes anything that a call may hold."""
@@ -133,7 +142,7 @@ class Registry:
         if len(able) == 1:
             return able[0]
         if any(model.tasks is None for model in able):
-            raise UnavailableError("models are loading", retry_after=_ENGINE_PAUSE)
+            raise UnavailableError("models are loading", retry_after=ENGINE_PAUSE)
         raise InvalidArgumentError("model", f"must be one of {', '.join(model.name for model in able)}")
 
     def _listed(self) -> str:

@@ -9,7 +9,6 @@ soon as a client leaves.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
 import secrets
@@ -43,9 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CLOCKS = (
-    0.1  # seconds by which a client that keeps its deadline may seem to leave before it: its clock started earlier
-)
+# Seconds by which a client that keeps its deadline may seem to leave before it: its clock started earlier.
+_CLOCKS = 0.1
 _ELSEWHERE = 0.1  # seconds until a client that is turned away should try another server
 _CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _REJECTED: dict[type[ServiceError], str] = {
@@ -87,7 +85,7 @@ class Call:
 
 
 class Gate:
-    """Counts the calls that run, and turns new ones away once it is closed."""
+    """Counts the calls that run, and says whether new ones are turned away."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -106,11 +104,9 @@ class Gate:
         if self.calls == 0:
             self._idle.set()
 
-    async def close(self, grace: float) -> None:
-        """Turns new calls away, and waits for those that run, `grace` seconds at most."""
-        self.closed = True
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), grace)
+    async def idle(self) -> None:
+        """Waits until no call runs."""
+        await self._idle.wait()
 
 
 class Broken:
@@ -134,6 +130,12 @@ def reader(descriptor: Descriptor) -> Callable[[bytes], Message | Broken]:
             return Broken(InvalidArgumentError(fault.field or "message", fault.problem))
 
     return read
+
+
+def count_refusal(metrics: Metrics, model: str, error: ServiceError) -> None:
+    """Counts a call, or a request of a stream, that was refused before any work."""
+    if type(error) in _REJECTED:
+        metrics.rejected.labels(model, _REJECTED[type(error)]).inc()
 
 
 def handler(service: ServiceDescriptor, servicer: object, metrics: Metrics, gate: Gate) -> grpc.GenericRpcHandler:
@@ -168,8 +170,7 @@ def _method_handler(
         except Exception as error:
             failure = _failure(error, call, gate)
             code = to_code(failure)
-            if type(failure) in _REJECTED:
-                metrics.rejected.labels(call.model, _REJECTED[type(failure)]).inc()
+            count_refusal(metrics, call.model, failure)
             await context.abort(code, failure.message, call.trailers + to_trailers(failure))
         finally:
             gate.leave()

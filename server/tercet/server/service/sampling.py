@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from ctypes import c_float
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tercet.server import wire
@@ -21,34 +22,39 @@ class Range(NamedTuple):
     high: float
     above_low: bool = False
     """Whether `low` itself is out."""
+    or_zero: bool = False
+    """Whether 0 is in as well."""
 
     def __contains__(self, value: object) -> bool:
         if not isinstance(value, (int, float)) or math.isnan(value):
             return False
-        return (self.low < value if self.above_low else self.low <= value) and value <= self.high
+        low = c_float(self.low).value  # as the message would hold it
+        within = (low < value if self.above_low else low <= value) and value <= self.high
+        return within or (self.or_zero and value == 0)
 
     def __str__(self) -> str:
-        return f"{'(' if self.above_low else '['}{self.low:g}, {self.high:g}]"
+        return f"{'0 or ' if self.or_zero else ''}in {'(' if self.above_low else '['}{self.low}, {self.high}]"
 
 
 _UINT32 = (1 << 32) - 1
+# What is smaller than the least temperature or penalty would overflow the logits that it divides.
 RANGES = {
     "max_new_tokens": Range(1, _UINT32),
     "min_new_tokens": Range(0, _UINT32),
-    "temperature": Range(0, 100),
+    "temperature": Range(1e-4, 100, or_zero=True),
     "top_k": Range(0, _UINT32),
     "top_p": Range(0, 1, above_low=True),
     "min_p": Range(0, 1),
-    "repetition_penalty": Range(0, 100, above_low=True),
+    "repetition_penalty": Range(1e-2, 100),
 }
 
 
-def check(sampling: SamplingParameters) -> None:
+def check_ranges(sampling: SamplingParameters) -> None:
     """Raises InvalidArgumentError where a number that is set is out of its range."""
     for name, range_ in RANGES.items():
         value = getattr(sampling, name)
         if sampling.HasField(name) and value not in range_:
-            raise InvalidArgumentError(f"sampling.{name}", f"{value:g} is not in {range_}")
+            raise InvalidArgumentError(f"sampling.{name}", f"{value!r} is not {range_}")
 
 
 def wanted_tokens(sampling: SamplingParameters, defaults: GenerationDefaults, prompt_tokens: int) -> int | None:

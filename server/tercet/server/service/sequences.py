@@ -133,7 +133,10 @@ class Sequencer:
 
 
 def check_ids(field: str, values: Sequence[int], vocab_size: int, first: int = 0) -> list[int]:
-    """Token ids as a list; they are `values[first]` and after of their field. Raises InvalidArgumentError where there are none or one is not in the vocabulary."""
+    """Token ids as a list; `first` is the place of the first in its field.
+
+    Raises InvalidArgumentError where there are none or one is not in the vocabulary.
+    """
     ids = list(values)
     if not ids:
         raise InvalidArgumentError(field, "must have at least one id")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import signal
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from tercet.server.config import Settings
     from tercet.server.metrics import Metrics
+    from tercet.server.shutdown import Shutdown
     from tercet.server.supervisor import Engine, Supervisor
 
 log = logging.getLogger(__name__)
@@ -68,14 +69,11 @@ class Server:
             names += [health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
             reflection.enable_server_reflection(names, self._grpc)
 
-    async def run(self, checkpoints: Mapping[str, Path]) -> None:
-        """Serves until SIGTERM or SIGINT, then drains.
+    async def run(self, checkpoints: Mapping[str, Path], shutdown: Shutdown) -> None:
+        """Serves until it is asked to shut down, then drains.
 
         Raises BindError, CheckpointTextError and supervisor.StartError.
         """
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         work: list[asyncio.Future[None]] = []
         try:
             addresses = self._bind()
@@ -84,8 +82,8 @@ class Server:
             await self._grpc.start()
             for task in (self._supervisor.run(), self._load_texts(checkpoints), self._report(addresses)):
                 work.append(asyncio.ensure_future(task))
-            await _first_failure(work, stop)
-            await self._drain()
+            await _first_failure(work, shutdown.asked)
+            await self._drain(shutdown.hurried)
         finally:
             await self._supervisor.stop()
             await self._grpc.stop(_LAST_ANSWERS)
@@ -122,19 +120,28 @@ class Server:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            for model in self._registry.models.values():
+                model.check_text()
             await self._health.update()
             if self._health.started and not announced:
                 announced = True
                 log.info("serving", extra=fields(**addresses, models=sorted(self._registry.models)))
 
-    async def _drain(self) -> None:
-        """Lets what runs finish: not healthy at once, closed to new calls soon after, cut off in the end."""
+    async def _drain(self, hurried: asyncio.Event) -> None:
+        """Lets what runs finish: not healthy at once, closed to new calls soon after, cut off in the end or once that
+        is asked for.
+        """
         log.info("draining", extra=fields(calls=self._gate.calls, grace=self._settings.grace))
         self._registry.draining = True
         await self._health.update()
-        if self._health.started:
-            await asyncio.sleep(self._settings.lame_duck)
-        await self._gate.close(self._settings.grace)
+        lame_duck = self._settings.lame_duck if self._health.started else 0
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(hurried.wait(), lame_duck)
+        self._gate.closed = True
+        waits = [asyncio.ensure_future(wait) for wait in (hurried.wait(), self._gate.idle())]
+        await asyncio.wait(waits, timeout=self._settings.grace, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
         log.info("stopping", extra=fields(calls=self._gate.calls))
 
     def _notice(self, engine: Engine) -> None:
