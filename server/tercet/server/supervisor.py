@@ -1,7 +1,7 @@
 """One engine process for each model: starts it, watches it, and starts it again when it dies.
 
 An engine that dies loses its requests (they get UNAVAILABLE) and nothing else. It comes back after a pause that grows;
-one that dies too often stays down, and the other models never notice.
+one that dies too often, or never gets ready, stays down, and the other models never notice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from tercet.server.metrics import Metrics
 
 ENGINE_COMMAND: Sequence[str] = (sys.executable, "-m", "tercet.server.engine")
-_PAUSES = (0.1, 1.0)  # seconds before the first and the second start again; a third crash within _WINDOW is the last
+# Seconds before the first and the second start again; a third crash within _WINDOW, or before Ready, is the last.
+_PAUSES = (0.1, 1.0)
 _WINDOW = 60.0  # seconds
 _LAST_WORDS = 5.0  # seconds from the end of the connection, or from Stop, to SIGKILL
 
@@ -73,11 +74,13 @@ class Engine:
         """Set once the first process runs."""
         self._settings = settings
         self._folder = folder
-        self._metrics = EngineMetrics(metrics, self.name, lambda: self.channel.pending.sequences if self.channel else 0)
+        self._metrics = EngineMetrics(metrics, self.name, self._unanswered)
         self._on_change = on_change
         self._connection: Channel | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._refusal: str | None = None
+        self._unready = 0
+        """Incarnations in a row that did not get ready."""
         self._stopping = False
 
     async def run(self) -> None:
@@ -87,6 +90,7 @@ class Engine:
         """
         crashes: deque[float] = deque(maxlen=len(_PAUSES) + 1)
         while True:
+            self._unready += 1
             code = await self._live()
             if self._stopping:
                 return
@@ -95,7 +99,8 @@ class Engine:
             reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             log.error("engine died", extra=fields(model=self.name, reason=reason, error=self._refusal))
             crashes.append(time.monotonic())
-            if len(crashes) > len(_PAUSES) and crashes[-1] - crashes[0] < _WINDOW:
+            too_often = len(crashes) > len(_PAUSES) and crashes[-1] - crashes[0] < _WINDOW
+            if too_often or self._unready > len(_PAUSES):
                 log.error("engine stays down", extra=fields(model=self.name, crashes=len(crashes)))
                 self._change(State.FAILED)
                 if self.info is None:
@@ -113,7 +118,7 @@ class Engine:
         if self.channel is not None:
             self.channel.stop()
         elif self._process is not None:
-            self._process.kill()  # it loads: there is nothing to finish
+            _kill(self._process)  # it loads: there is nothing to finish
         if self._process is not None:
             await self._bury(self._process)
 
@@ -135,6 +140,8 @@ class Engine:
                 start_new_session=True,  # Ctrl-C is the supervisor's: requests finish first
             )
             self.spawned.set()
+            if self._stopping:  # since before there was a process to kill
+                _kill(process)
             log.info("engine started", extra=fields(model=self.name, pid=process.pid, incarnation=incarnation))
             exit_ = asyncio.ensure_future(process.wait())
             await asyncio.wait({exit_, end := asyncio.ensure_future(lost.wait())}, return_when=asyncio.FIRST_COMPLETED)
@@ -154,20 +161,20 @@ class Engine:
         try:
             await asyncio.wait_for(process.wait(), _LAST_WORDS)
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            _kill(process)
             await process.wait()
 
-    def _connect(self, lost: asyncio.Event) -> Channel:
+    def _connect(self, lost: asyncio.Event) -> asyncio.Protocol:
+        if self._connection is not None:
+            return _Stranger()
+
         def on_lost(channel: Channel) -> None:
             if channel is self._connection:
                 self._disconnect()
                 lost.set()
 
-        channel = Channel(self._hear, on_lost)
-        if self._connection is None:  # a second connection to the same socket is nobody we know
-            self._connection = channel
-        return channel
+        self._connection = Channel(self._hear, on_lost)
+        return self._connection
 
     def _disconnect(self) -> None:
         self._connection = self.channel = None
@@ -188,15 +195,35 @@ class Engine:
         else:
             self.info = message.model
             self.channel = self._connection
+            self._unready = 0
             self._metrics.ready(message.model)
             log.info(
                 "model ready", extra=fields(model=self.name, memory=message.model.memory, pages=message.model.pages)
             )
             self._change(State.READY)
 
+    def _unanswered(self) -> int:
+        """Sequences that the engine has not answered. May be called from any thread."""
+        channel = self.channel  # read once: it may go meanwhile
+        return channel.pending.sequences if channel is not None else 0
+
     def _change(self, state: State) -> None:
         self.state = state
         self._on_change(self)
+
+
+class _Stranger(asyncio.Protocol):
+    """A second connection to the socket of an engine: nobody we know."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Hangs up."""
+        transport.close()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kills a process that may have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
 
 
 class Supervisor:
@@ -230,7 +257,7 @@ class Supervisor:
             await self._life
 
     async def stop(self) -> None:
-        """Ends every engine and removes the sockets."""
+        """Ends every engine and removes the sockets; where that is done, does nothing."""
         await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
         if self._life is not None:
             await asyncio.gather(self._life, return_exceptions=True)
