@@ -141,6 +141,30 @@ async def test_an_engine_that_breaks_the_protocol_is_cut_off(data: bytes, caplog
     assert caplog.messages == ["engine broke the protocol"]
 
 
+async def test_an_answer_that_its_receiver_cannot_take_fails_alone(caplog: pytest.LogCaptureFixture):
+    class Broken(Recorder):
+        def receive(self, output: object) -> bool:
+            super().receive(output)
+            if isinstance(output, wire.Embedding):
+                raise KeyError(output.id)
+            return True
+
+    async with connected() as peer:
+        broken, other = Broken(), Recorder()
+        peer.channel.submit([embed(0)], broken)
+        peer.channel.submit([embed(1)], other)
+        await peer.received()
+        await peer.answer(0, 1)
+        [_, failure] = broken.outputs
+        assert isinstance(failure, wire.Rejected)
+        assert (failure.id, failure.reason) == (0, "internal")
+        assert [output.id for output in other.outputs] == [1]
+        assert await peer.received() == [wire.Cancel(id=0)]
+        assert peer.channel.pending.sequences == 0
+        assert not peer.lost
+    assert caplog.messages == ["an answer can't be read"]
+
+
 async def test_the_time_to_drain_follows_the_pace(monkeypatch: pytest.MonkeyPatch):
     now = 100.0
     monkeypatch.setattr("tercet.server.channel.time.monotonic", lambda: now)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Output = wire.Embedding | wire.Tokens | wire.Rejected
 log = logging.getLogger(__name__)
+_UNREADABLE = "the server could not read the answer of the model's engine"
 _RATE_SECONDS = 2.0  # over which the rate of finished sequences is averaged
 
 
@@ -164,9 +165,19 @@ class Channel(asyncio.Protocol):
     def _deliver(self, outputs: Sequence[Output]) -> None:
         for output in outputs:
             entry = self._waiting.get(output.id)  # None: cancelled while the answer was on its way
-            if entry is not None and entry[0].receive(output):
-                self._forget(output.id)
+            if entry is not None:
+                self._hand(output, entry[0])
         self.pending.step()
+
+    def _hand(self, output: Output, receiver: Receiver) -> None:
+        """Gives an answer to its receiver. One that can't take it fails alone."""
+        try:
+            if receiver.receive(output):
+                self._forget(output.id)
+        except Exception:
+            log.exception("an answer can't be read", extra=fields(id=output.id))
+            self.cancel([output.id])
+            receiver.receive(wire.Rejected(id=output.id, reason="internal", message=_UNREADABLE))
 
     def _forget(self, id: int) -> bool:
         entry = self._waiting.pop(id, None)
