@@ -100,7 +100,13 @@ def test_models_get_their_weights_and_an_equal_part_of_the_rest(tmp_path: Path, 
 
 def test_settings_of_a_model_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     toml = "[models.b]\nmemory_gib = 5\nthreads = 1"
-    assert plan(tmp_path, monkeypatch, {"a": 1, "b": 1}, toml) == {"a": (45, 8), "b": (5, 1)}
+    assert plan(tmp_path, monkeypatch, {"a": 1, "b": 1}, toml) == {"a": (45, 7), "b": (5, 1)}
+
+
+def test_threads_that_models_have_for_themselves_are_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    toml = "[models.a]\nthreads = 3\n[models.b]\nthreads = 1"
+    engines = plan(tmp_path, monkeypatch, dict.fromkeys("abcd", 0), toml)
+    assert [threads for _, threads in engines.values()] == [3, 1, 2, 2]
 
 
 def test_every_model_gets_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

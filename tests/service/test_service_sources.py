@@ -28,21 +28,27 @@ REPOSITORY = {
     "model.pkl": False,
     "tf_model.h5": False,
     "onnx/model.onnx": False,
+    "onnx/model.safetensors": False,
 }
 
 
 def test_a_hub_id_is_downloaded_without_what_may_hold_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = {}
 
-    def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.update(repository=repository, revision=revision, patterns=allow_patterns)
+    def download(
+        repository: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+    ) -> str:
+        asked.update(repository=repository, revision=revision, allow=allow_patterns, ignore=ignore_patterns)
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert resolve(ModelSettings("m", "org/name", revision="v2")) == tmp_path
     assert (asked["repository"], asked["revision"]) == ("org/name", "v2")
-    taken = {file: any(fnmatch(file, pattern) for pattern in asked["patterns"]) for file in REPOSITORY}
-    assert taken == REPOSITORY
+
+    def matches(file: str, patterns: str) -> bool:
+        return any(fnmatch(file, pattern) for pattern in asked[patterns])
+
+    assert {file: matches(file, "allow") and not matches(file, "ignore") for file in REPOSITORY} == REPOSITORY
 
 
 @pytest.mark.parametrize(
@@ -77,7 +83,9 @@ def test_local_checkpoints(tmp_path: Path):
     assert weight_bytes(tmp_path / "model.gguf") == 5
 
 
-@pytest.mark.parametrize("source", ["org/name/more", "/org/name", "./name", "name", "org/name.gguf", "../x/y", "~a/x"])
+@pytest.mark.parametrize(
+    "source", ["org/name/more", "/org/name", "./name", "name", "org/name.gguf", "../x/y", "~a/x", "x" * 5000, "x\0y"]
+)
 def test_what_is_neither_there_nor_a_hub_id(source: str):
     with pytest.raises(SourceError, match=r"models\.m\.source: .* is not there"):
         resolve(ModelSettings("m", source))

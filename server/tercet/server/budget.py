@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,8 @@ def plan(settings: Settings, checkpoints: Mapping[str, Path]) -> list[wire.Engin
     for device, models in on_device.items():
         memory |= _divide_memory(device, int(machine.free_memory(device) * settings.memory), models, checkpoints)
     threads = settings.threads or machine.cores()
-    sharing = Counter(model.threads is None for model in settings.models)[True]
+    own = [model.threads for model in settings.models if model.threads is not None]
+    sharing = len(settings.models) - len(own)
     return [
         msgspec.convert(
             asdict(model)
@@ -48,7 +49,7 @@ def plan(settings: Settings, checkpoints: Mapping[str, Path]) -> list[wire.Engin
                 "incarnation": 0,
                 "device": devices[model.name],
                 "memory": memory[model.name],
-                "threads": model.threads or max(1, threads // sharing),
+                "threads": model.threads or max(1, (threads - sum(own)) // sharing),
             },
             wire.EngineSettings,
         )

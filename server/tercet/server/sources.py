@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Weights that can't hold code, and what tokenizers and templates need. Never pickles, never Python.
-_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*/config.json")
+_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_UNWANTED = ("*/*.safetensors",)  # other formats of the same weights: "*" matches "/" too
 
 
 class SourceError(ValueError):
@@ -23,9 +24,9 @@ def resolve(model: ModelSettings) -> Path:
     """The local folder or .gguf file of a model's checkpoint. Raises SourceError."""
     path = Path(os.path.expanduser(model.source))  # Path.expanduser fails where there is no such user
     key = f"models.{model.name}.source"
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    if os.path.isdir(path) or (os.path.isfile(path) and path.suffix == ".gguf"):  # Path's own may raise
         return path.resolve()
-    if path.exists():
+    if os.path.exists(path):
         raise SourceError(f"{key}: {model.source} is neither a folder nor a .gguf file")
     if not _HUB_ID.fullmatch(model.source) or path.suffix == ".gguf":
         raise SourceError(f"{key}: {model.source} is not there")
@@ -45,7 +46,10 @@ def _download(key: str, repository: str, revision: str | None) -> Path:
 
     name = f"{repository}@{revision}" if revision else repository
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(_WANTED)))
+        path = snapshot_download(
+            repository, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)
+        )
+        return Path(path)
     except (LocalEntryNotFoundError, OSError, ValueError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
             reason = "is neither a local path nor a checkpoint of the hub that you may read"
