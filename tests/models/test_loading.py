@@ -110,6 +110,33 @@ def test_two_names_of_one_parameter_are_refused(pair: Load, tmp_path: Path) -> N
     assert "embeddings.LayerNorm.weight" in message
 
 
+def test_names_with_and_without_the_prefix_are_refused(pair: Load, tmp_path: Path) -> None:
+    tensors = load_file(pair("bert").folder / WEIGHTS)
+    for name in ("embeddings.LayerNorm.weight", "encoder.layer.1.output.dense.bias"):
+        mixed = {f"bert.{other}" if other == name else other: value for other, value in tensors.items()}
+        assert "the prefix bert. and some don't" in refusal(rewrite(pair("bert"), tmp_path, mixed))
+
+
+def test_the_feed_forward_map_of_the_other_kind_of_t5_is_refused(pair: Load, tmp_path: Path) -> None:
+    """A gated T5's first map is two tensors, a plain one's is one; neither passes for the other."""
+    layer = "encoder.block.0.layer.1.DenseReluDense"
+    gated = load_file(pair("t5").folder / WEIGHTS)
+    gate, up = gated.pop(f"{layer}.wi_0.weight"), gated.pop(f"{layer}.wi_1.weight")
+    fused = gated | {f"{layer}.wi.weight": torch.cat((gate, up))}
+    assert f"unexpected tensor {layer}.wi.weight" in refusal(rewrite(pair("t5"), tmp_path, fused))
+    plain = load_file(pair("t5-relu").folder / WEIGHTS)
+    renamed = plain | {f"{layer}.wi_1.weight": plain.pop(f"{layer}.wi.weight")}
+    assert f"unexpected tensor {layer}.wi_1.weight" in refusal(rewrite(pair("t5-relu"), tmp_path, renamed))
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "1000000", "01", "\u0661"], ids=["long", "million", "01", "arabic"])
+def test_numbers_no_layer_has_are_refused(pair: Load, tmp_path: Path, number: str) -> None:
+    tensors = load_file(pair("bert").folder / WEIGHTS)
+    name = f"encoder.layer.{number}.output.dense.bias"
+    message = refusal(rewrite(pair("bert"), tmp_path, tensors | {name: torch.zeros(48)}))
+    assert "unexpected tensor encoder.layer." in message
+
+
 def test_t5_takes_its_words_from_any_of_their_names_and_a_head_of_its_own(pair: Load, tmp_path: Path) -> None:
     case = pair("t5")
     tensors = load_file(case.folder / WEIGHTS)
@@ -230,6 +257,7 @@ ABSURD: list[tuple[str, str, Any]] = [
     ("t5", "feed_forward_proj", "gated-tanh"),
     ("t5", "relative_attention_num_buckets", 1 << 40),
     ("t5", "relative_attention_max_distance", 4),
+    ("t5", "relative_attention_max_distance", 65_537),
     ("t5", "model_type", "t6"),
     ("t5", "model_type", ["t5"]),
     ("t5", "architectures", ["T5EncoderModel"]),

@@ -168,7 +168,7 @@ class FeedForward(nn.Module):
         self.activation: Activation = spec.activation
         self.gated = spec.gated
         width = spec.intermediate_size
-        parts = {"gate": width, "up": width} if spec.gated else {"up": width}
+        parts = {"gate": width, "up": width} if spec.gated else {"inner": width}
         self.up = Linear(spec.hidden_size, parts, bias=spec.feedforward_bias)
         self.down = Linear(width, {"down": spec.hidden_size}, bias=spec.feedforward_bias)
 

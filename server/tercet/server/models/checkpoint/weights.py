@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from tercet.server.models.layers import Linear
 if TYPE_CHECKING:
     from tercet.server.models.checkpoint.source import Checkpoint, StoredTensor
 
+NUMBER = re.compile(r"0|[1-9]\d{0,5}", re.ASCII)  # of a layer
+
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes there are."""
 
@@ -26,7 +29,7 @@ class Into:
     parameter: str
     """A parameter of the transformer, `{}` for the layer."""
     fuse: str | None = None
-    """The part of a fused `Linear` by name; None is all of the parameter."""
+    """The part of a `Linear` by name, refused where it has none of that name; None is all of the parameter."""
     transpose: bool = False
     """Stored [in, out], as GPT-2's Conv1D."""
     interleaved: bool = False
@@ -98,12 +101,14 @@ def load_weights(
 def plan(transformer: nn.Module, checkpoint: Checkpoint, table: WeightTable, prefix: str) -> list[Transfer]:
     """Which tensor goes where, in the order of the files; nothing is read or allocated.
 
-    `prefix` may stand before a tensor's name, as that of a base model within one with a head. Raises CheckpointError on
-    a missing, unexpected or misshapen tensor, or one that is stored as no weight could be, naming it and its file.
+    `prefix` may stand before every tensor's name, as that of a base model within one with a head. Raises
+    CheckpointError on a missing, unexpected or misshapen tensor, or one that is stored as no weight could be, naming it
+    and its file.
     """
     parameters = dict(transformer.named_parameters())
     places = {name: _parts(transformer, name) for name in parameters}
     chosen: dict[tuple[str, str], Transfer] = {}
+    prefixed: bool | None = None
     for tensor in checkpoint.tensors.values():
         found = find(tensor.name, table, prefix)
         if found is None:
@@ -111,6 +116,12 @@ def plan(transformer: nn.Module, checkpoint: Checkpoint, table: WeightTable, pre
         into, layer = found
         if into is None:
             continue
+        if prefixed is None:
+            prefixed = tensor.name.startswith(prefix)
+        elif prefixed != tensor.name.startswith(prefix):
+            raise CheckpointError(
+                f"{tensor.file}: unexpected tensor {tensor.name}: some names have the prefix {prefix} and some don't"
+            )
         parameter = into.parameter.format(layer)
         parts = {part: place for part, place in places.get(parameter, {}).items() if into.fuse in (None, part)}
         if not parts:
@@ -135,14 +146,14 @@ def plan(transformer: nn.Module, checkpoint: Checkpoint, table: WeightTable, pre
 
 def _layer(name: str) -> str:
     """The first number among the components of a name, or ""."""
-    return next((part for part in name.split(".") if part.isdecimal() and str(int(part)) == part), "")
+    return next((part for part in name.split(".") if NUMBER.fullmatch(part)), "")
 
 
 def _parts(transformer: nn.Module, parameter: str) -> dict[str, tuple[int, int]]:
-    """The parts of a parameter: their first rows and sizes. One that isn't fused is a single part without a name."""
+    """The parts of a parameter: their first rows and sizes. That of no `Linear` is a single part without a name."""
     owner = transformer.get_submodule(parameter.rpartition(".")[0])
     rows = transformer.get_parameter(parameter).shape[0]
-    if not isinstance(owner, Linear) or len(owner.parts) == 1:
+    if not isinstance(owner, Linear):
         return {"": (0, rows)}
     ends = torch.tensor(list(owner.parts.values())).cumsum(0).tolist()
     return {part: (end - size, size) for (part, size), end in zip(owner.parts.items(), ends, strict=True)}
