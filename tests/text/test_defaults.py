@@ -89,6 +89,22 @@ def test_max_length_counts_the_prompt() -> None:
     assert GenerationDefaults(max_length=20, max_new_tokens=5).new_tokens(19) == 5
 
 
+def test_min_length_counts_the_prompt(tmp_path: Path) -> None:
+    ours = GenerationDefaults.from_folder(write(tmp_path, generation_config={"min_length": 9}))
+    assert [ours.after(length).min_new_tokens for length in (1, 8, 9, 50)] == [8, 1, 0, 0]
+    assert GenerationDefaults(min_length=9, min_new_tokens=3).after(1).min_new_tokens == 3
+
+
+def test_what_is_not_supported_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    neutral = {"num_beams": 1, "no_repeat_ngram_size": 0, "suppress_tokens": [], "forced_eos_token_id": None}
+    GenerationDefaults.from_folder(write(tmp_path, generation_config=neutral))
+    assert not caplog.messages
+    asked = {"num_beams": 4, "no_repeat_ngram_size": 3, "suppress_tokens": [5], "forced_eos_token_id": 0}
+    GenerationDefaults.from_folder(write(tmp_path, generation_config=asked))
+    file = tmp_path / "generation_config.json"
+    assert caplog.messages == [f"{file}: {key} is not supported and is ignored" for key in asked]
+
+
 @pytest.mark.parametrize(
     ("config", "generation", "start"),
     [
@@ -131,6 +147,9 @@ def test_checkpoints_that_transformers_saved(tmp_path: Path) -> None:
         ("temperature", math.nan, "must be a number from 0 to 100, is nan"),
         ("temperature", "hot", "must be a number from 0 to 100, is 'hot'"),
         ("temperature", True, "must be a number from 0 to 100, is True"),
+        ("temperature", 10**400, "must be a number from 0 to 100, is 1000"),
+        ("temperature", math.inf, "must be a number from 0 to 100, is inf"),
+        ("min_length", -1, "must be an integer from 0"),
         ("top_k", -1, "must be an integer from 0"),
         ("top_k", 1.5, "must be an integer from 0 to 2147483647, is 1.5"),
         ("top_p", 0, "must be a number above 0 to 1, is 0"),

@@ -75,6 +75,10 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
     "token is a number": (config({"cls_token": 5}), f"{CONFIG}cls_token: must be a token"),
     "token is unknown": (config({"cls_token": "[GO]"}), r"vocab\.txt: cls_token: the vocabulary has no '\[GO\]'"),
     "id is a word": (config({"added_tokens_decoder": {"x": "y"}}), f"{CONFIG}added_tokens_decoder: must be an object"),
+    "id is long": (
+        config({"added_tokens_decoder": {"9" * 5000: "y"}}),
+        f"{CONFIG}added_tokens_decoder: must be an object",
+    ),
     "id can't be had": (config({"added_tokens_decoder": {"99": "new"}}), "can't give 'new' the id 99"),
     "extra tokens are a word": (config({"extra_special_tokens": "x"}), "extra_special_tokens: must be a list"),
     "another class": (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tercet.server.text.fields import Fields, read_json
 
@@ -15,6 +16,34 @@ Pooling = Literal["mean", "cls", "last", "max"]
 
 # T5's kin start their decoder from the padding token where config.json names no other.
 _STARTS_FROM_PADDING = ("t5", "mt5", "umt5")
+
+# Keys of generation_config.json that change what transformers generates, and not what we do: with their neutral values.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "penalty_alpha": (0,),
+    "bad_words_ids": ([],),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "sequence_bias": ({}, []),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+}
+
+log = logging.getLogger(__name__)
+
+
+class NamedId(NamedTuple):
+    """A token id, and the key and file that name it."""
+
+    id: int
+    key: str
+    file: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +64,20 @@ class GenerationDefaults:
     repetition_penalty: float = 1.0
     max_new_tokens: int | None = None
     min_new_tokens: int = 0
+    min_length: int = 0
+    """As `min_new_tokens`, which comes first, but counted as `max_length`; see `after`."""
     max_length: int | None = None
     """Tokens in all, the prompt (decoder) or the decoder's start tokens (seq2seq) included; see `new_tokens`."""
     eos_ids: tuple[int, ...] = ()
     """Each ends a sequence."""
     decoder_start_ids: tuple[int, ...] = ()
     """What a seq2seq decoder starts from; empty for decoders."""
+    named_ids: tuple[NamedId, ...] = field(default=(), compare=False)
+    """All of these ids, to say where one that the model has not was read."""
+
+    def after(self, prompt_length: int) -> GenerationDefaults:
+        """These, with `min_length` turned into `min_new_tokens` after a prompt as that of `new_tokens`."""
+        return replace(self, min_new_tokens=self.min_new_tokens or max(0, self.min_length - prompt_length))
 
     def new_tokens(self, prompt_length: int) -> int | None:
         """The checkpoint's own limit after a prompt (decoder) or start tokens (seq2seq) of this many; None is none."""
@@ -50,9 +87,14 @@ class GenerationDefaults:
 
     @classmethod
     def from_folder(cls, folder: Path) -> GenerationDefaults:
-        """Raises CheckpointTextError: a value of the wrong type or out of its range."""
+        """Raises CheckpointTextError: a value of the wrong type or out of its range. Warns of what is not supported."""
         config = Fields.read(folder / "config.json")
         fields = Fields.read(folder / "generation_config.json")
+        for key, neutral in _UNSUPPORTED.items():
+            if fields.values.get(key) not in (None, *neutral):
+                log.warning("%s: %s is not supported and is ignored", fields.file, key)
+        ends = _ids("eos_token_id", fields, config)
+        starts = _decoder_start(fields, config)
         return cls(
             do_sample=fields.boolean("do_sample", False),
             temperature=fields.number("temperature", 1.0, 0, 100),
@@ -62,28 +104,36 @@ class GenerationDefaults:
             repetition_penalty=fields.number("repetition_penalty", 1.0, 0, 100, above_low=True),
             max_new_tokens=fields.integer("max_new_tokens", None, 1),
             min_new_tokens=fields.integer("min_new_tokens", 0, 0),
+            min_length=fields.integer("min_length", 0, 0),
             max_length=fields.integer("max_length", None, 1),
-            eos_ids=fields.token_ids("eos_token_id") or config.token_ids("eos_token_id"),
-            decoder_start_ids=_decoder_start(fields, config),
+            eos_ids=tuple(end.id for end in ends),
+            decoder_start_ids=tuple(start.id for start in starts),
+            named_ids=(*ends, *starts),
         )
 
     @classmethod
     def from_gguf(cls, metadata: Fields) -> GenerationDefaults:
         """A GGUF file names the tokens that end a sequence or a turn, and no more."""
         keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
-        return cls(eos_ids=tuple(dict.fromkeys(i for key in keys for i in metadata.token_ids(key))))
+        ends = [end for key in keys for end in _ids(key, metadata)]
+        return cls(eos_ids=tuple(dict.fromkeys(end.id for end in ends)), named_ids=tuple(ends))
 
 
-def _decoder_start(fields: Fields, config: Fields) -> tuple[int, ...]:
+def _ids(key: str, *files: Fields) -> list[NamedId]:
+    """The token ids of the first file that states any."""
+    stated = ([NamedId(i, key, fields.file) for i in fields.token_ids(key)] for fields in files)
+    return next(filter(None, stated), [])
+
+
+def _decoder_start(fields: Fields, config: Fields) -> list[NamedId]:
     starts_from_padding = config.string("model_type", "") in _STARTS_FROM_PADDING
     if not config.boolean("is_encoder_decoder", starts_from_padding):
-        return ()
-    for source in (fields, config):
-        if ids := source.token_ids("decoder_start_token_id"):
-            return ids
+        return []
+    if starts := _ids("decoder_start_token_id", fields, config):
+        return starts
     if starts_from_padding:
-        return config.token_ids("pad_token_id") or (0,)
-    return fields.token_ids("bos_token_id") or config.token_ids("bos_token_id")
+        return _ids("pad_token_id", config) or [NamedId(0, "pad_token_id", config.file)]
+    return _ids("bos_token_id", fields, config)
 
 
 @dataclass(frozen=True, kw_only=True)

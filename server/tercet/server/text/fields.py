@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -91,12 +90,12 @@ class Fields:
         return value
 
     def number(self, key: str, default: float, low: float, high: float, *, above_low: bool = False) -> float:
-        """A finite number in [low, high], or in (low, high] if `above_low`."""
+        """A number in [low, high], or in (low, high] if `above_low`."""
         value = self.values.get(key)
         if value is None:
             return default
-        fits = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-        if not fits or not low <= value <= high or (above_low and value == low):
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # NaN does not
+        if not fits or (above_low and value == low):
             raise self.error(
                 key, f"must be a number {'above' if above_low else 'from'} {low} to {high}, is {_show(value)}"
             )

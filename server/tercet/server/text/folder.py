@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_VOCABULARY_BYTES = 512 << 20
+_ID_DIGITS = len(str(MAX_TOKEN_ID))
 
 # Which vocabulary files are read how: by the tokenizer class that tokenizer_config.json names, else by the model_type.
 _WORDPIECE = frozenset({"BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "bert", "distilbert", "electra"})
@@ -30,8 +31,8 @@ _WORDPIECE_TOKENS = {
 _BYTE_LEVEL_TOKENS = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
 
 
-def folder_tokenizer(folder: Path, config: Fields) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """The tokenizer of `folder`, whose tokenizer_config.json is `config`, and its named special tokens.
+def folder_tokenizer(folder: Path, config: Fields) -> tuple[tokenizers.Tokenizer, dict[str, str], Path]:
+    """The tokenizer of `folder`, whose tokenizer_config.json is `config`; its named special tokens, and its main file.
 
     Raises CheckpointTextError: no tokenizer, or a malformed one.
     """
@@ -47,7 +48,7 @@ def folder_tokenizer(folder: Path, config: Fields) -> tuple[tokenizers.Tokenizer
     else:
         raise CheckpointTextError(folder, None, "has no tokenizer.json, no vocab.txt and no vocab.json with merges.txt")
     _add_tokens(backend, config, stated)
-    return checked(backend, file), _contents(stated)
+    return checked(backend, file), _contents(stated), file
 
 
 def _wordpiece(file: Path, config: Fields, named: Mapping[str, str]) -> tokenizers.Tokenizer:
@@ -112,7 +113,9 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: Fields, named: Mapping[st
     known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     key = "added_tokens_decoder"
     by_id = config.values.get(key) or {}
-    if not isinstance(by_id, dict) or not all(i.isdecimal() and int(i) <= MAX_TOKEN_ID for i in by_id):
+    if not isinstance(by_id, dict) or not all(
+        i.isdecimal() and len(i) <= _ID_DIGITS and int(i) <= MAX_TOKEN_ID for i in by_id
+    ):
         raise config.error(key, "must be an object whose keys are token ids")
     for token_id in sorted(by_id, key=int):
         token = _added_token(config, key, by_id[token_id])

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 class TextModel:
     """A checkpoint's tokenizer, chat template and defaults."""
 
+    source: Path
+    """The folder or the .gguf file."""
     tokenizer: Tokenizer
+    vocabulary: tuple[Path, str | None]
+    """File and key of the tokenizer's tokens."""
     chat_template: ChatTemplate | None
     generation: GenerationDefaults
     embedding: EmbeddingDefaults
@@ -33,6 +37,20 @@ class TextModel:
         if self.chat_template is None:
             raise ChatTemplateError("the checkpoint has no chat template")
         return self.chat_template.render(messages)
+
+    def check_vocabulary(self, vocab_size: int, *, seq2seq: bool) -> None:
+        """Raises CheckpointTextError where the files name tokens that the model, which has `vocab_size`, lacks.
+
+        So does a seq2seq model whose files don't say what its decoder starts from.
+        """
+        if self.tokenizer.vocab_size > vocab_size:
+            problem = f"has token id {self.tokenizer.vocab_size - 1}, the model has {vocab_size} tokens"
+            raise CheckpointTextError(*self.vocabulary, problem)
+        for token_id, key, file in self.generation.named_ids:
+            if token_id >= vocab_size:
+                raise CheckpointTextError(file, key, f"is {token_id}, the model has {vocab_size} tokens")
+        if seq2seq and not self.generation.decoder_start_ids:
+            raise CheckpointTextError(self.source / "config.json", "decoder_start_token_id", "missing")
 
 
 def load_text_model(source: Path) -> TextModel:
@@ -50,9 +68,11 @@ def _load_folder(folder: Path) -> TextModel:
     from tercet.server.text.folder import folder_tokenizer
 
     config = Fields.read(folder / "tokenizer_config.json")
-    backend, special_tokens = folder_tokenizer(folder, config)
+    backend, special_tokens, file = folder_tokenizer(folder, config)
     return TextModel(
+        source=folder,
         tokenizer=Tokenizer(backend, clean_up=config.boolean("clean_up_tokenization_spaces", False)),
+        vocabulary=(file, None),
         chat_template=folder_template(folder, config, special_tokens),
         generation=GenerationDefaults.from_folder(folder),
         embedding=EmbeddingDefaults.from_folder(folder, _model_max_length(config)),
@@ -67,7 +87,9 @@ def _load_gguf(file: Path) -> TextModel:
     key = "tokenizer.chat_template"
     template = metadata.string(key, None)
     return TextModel(
+        source=file,
         tokenizer=Tokenizer(backend),
+        vocabulary=(file, "tokenizer.ggml.tokens"),
         chat_template=None if template is None else ChatTemplate(template, special_tokens, file=file, key=key),
         generation=GenerationDefaults.from_gguf(metadata),
         embedding=EmbeddingDefaults(),
