@@ -76,7 +76,8 @@ def running_server(
         command = [*launcher, "serve", *(f"{name}={source}" for name, source in models.items())]
         command += ["--port", "0", "--metrics-port", "0", "--log-format", "json", *flags]
         with log.open("wb") as stderr:
-            process = subprocess.Popen(command, stdout=stderr, stderr=stderr, env={**os.environ, **ONE_THREAD, **(env or {})})
+            environment = {**os.environ, **ONE_THREAD, **(env or {})}
+            process = subprocess.Popen(command, stdout=stderr, stderr=stderr, env=environment)
         try:
             serving = _wait_for_serving(process, log, timeout)
             yield RunningServer(process, log, str(serving["address"]), str(serving["metrics_address"]))
