@@ -117,3 +117,14 @@ def test_an_engine_that_can_not_start_says_why():
         engine.socket.close()
         assert engine.exit_code() == 2
         assert b"Traceback" not in engine.process.stderr.read()
+
+
+def test_an_engine_that_fails_blames_nobody(checkpoint):
+    """What neither checkpoint nor settings are known to cause is not refused but logged, and may be tried again."""
+    with engine_process(source=str(checkpoint), device="cuda:99") as engine:
+        with pytest.raises(EOFError):
+            engine.started()
+        assert engine.exit_code() == 1
+        log = engine.process.stderr.read()
+    assert b"engine failed" in log
+    assert b"Traceback" in log

@@ -46,19 +46,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(settings: EngineSettings, connection: Connection) -> int:
-    try:
-        # Imported here, after the socket: torch takes its time, and an engine that can't import it says so.
-        from tercet.server.engine.loading import load_engine
+    # Imported here, after the socket: torch takes its time.
+    from tercet.kernels.dispatch import UnsupportedError
+    from tercet.server.engine.loading import StartError, load_engine
+    from tercet.server.engine.memory import TooLargeError
+    from tercet.server.models import CheckpointError
 
+    try:
         engine, info = load_engine(settings, connection.send)
-    except EOFError:
-        raise
-    except Exception as error:
-        # What the checkpoint or the settings are to blame for is an error made for the user, and says it all.
-        log.debug("engine can't start", exc_info=True)
-        message = str(error).strip() or type(error).__name__
+    except (CheckpointError, StartError, TooLargeError, UnsupportedError) as error:
         connection.exit_code = FAILED  # the front end may hang up as soon as it has heard
-        connection.send(Failed(incarnation=settings.incarnation, message=" ".join(message.splitlines())))
+        connection.send(Failed(incarnation=settings.incarnation, message=" ".join(str(error).split())))
         return FAILED
     # What was loaded lives as long as the process: the collector need not look at it again.
     gc.collect()

@@ -41,6 +41,7 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
     Raises:
         CheckpointError: the checkpoint can't be loaded.
         TooLargeError: it doesn't fit the engine's share of memory.
+        UnsupportedError: the kernels asked for can't run here.
         StartError: the settings can't be served with, or the model fails on a harmless request.
     """
     torch.set_num_threads(settings.threads)
