@@ -48,7 +48,7 @@ def test_every_family_starts(tmp_path, make, family, max_length):
     ("changes", "error", "words"),
     [
         ({"source": "/nowhere/at/all"}, CheckpointError, "/nowhere/at/all"),
-        ({"memory": 300_000}, TooLargeError, "tiny: its share of memory is 0.3 MiB"),
+        ({"memory": 300_000}, TooLargeError, "^its share of memory is 0.3 MiB"),
         ({"memory": 1_000_000, "max_rows": 64}, TooLargeError, "a batch"),
         ({"kernels": "triton"}, StartError, "--kernels triton .*TRITON_INTERPRET"),
     ],

@@ -30,13 +30,19 @@ def test_pages_fill_what_is_left(family, memory, pages):
     assert count_pages(Weighty(family, weight_bytes=3 * MIB), settings(memory=memory), activations=MIB) == pages
 
 
+def test_a_batch_bounds_the_sequences_of_an_encoder():
+    """A seq2seq model of 512 tokens whose sources are at most 64: pages for 64 and 64 are enough."""
+    model = Weighty("seq2seq", max_length=512, weight_bytes=3 * MIB)
+    assert count_pages(model, settings(memory=6 * MIB, max_batch_tokens=64), activations=MIB) == 32
+
+
 @pytest.mark.parametrize(
     ("family", "memory", "words"),
     [
         ("decoder", 4 * MIB, "leaves 0 pages of 4 tokens; one sequence of 64 tokens needs 16"),
         ("decoder", 5 * MIB - 1, "leaves 15 pages of 4 tokens; one sequence of 64 tokens needs 16"),
         ("seq2seq", 6 * MIB - 1, "leaves 31 pages of 4 tokens; one sequence of 64 tokens needs 32"),
-        ("encoder", 3 * MIB, "tiny: its share of memory is 3.0 MiB, its weights take 3.0 MiB and a batch 1.0 MiB"),
+        ("encoder", 3 * MIB, "^its share of memory is 3.0 MiB, its weights take 3.0 MiB and a batch 1.0 MiB"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_numbers(family, memory, words):

@@ -59,7 +59,7 @@ class Engine:
     def submit(self, message: Embed | Generate) -> None:
         """Queues a request; one that can't be served is rejected with the next step."""
         if refusal := self._limits.refusal(message):
-            self._outputs.append(Rejected(id=message.id, reason=refusal.reason, message=refusal.message))
+            self._outputs.append(Rejected(id=message.id, reason="invalid", message=refusal))
             return
         self._arrivals += 1
         if isinstance(message, Embed):

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 MIB, GIB = 1 << 20, 1 << 30
 FLOAT_BYTES = 4
-HIDDEN_BUFFERS = (
-    8  # hidden-sized tensors alive at once in a layer: residual, norm, q, k, v, attention and its projection
-)
-LOGIT_BUFFERS = 4  # vocabulary-sized rows alive at once: logits, and what sampling sorts and sums
+# Hidden-sized tensors alive at once in a layer: residual, norm, q, k, v, attention and its projection.
+HIDDEN_BUFFERS = 8
+# Vocabulary-sized rows alive at once: logits, and what sampling sorts and sums.
+LOGIT_BUFFERS = 4
 
 
 class TooLargeError(Exception):
@@ -35,9 +35,16 @@ def pages_of(tokens: int, page_size: int) -> int:
     return -(-tokens // page_size)
 
 
-def longest_sequence_pages(model: Model, page_size: int) -> int:
+def longest_sequence(model: Model, settings: EngineSettings) -> int:
+    """Tokens of the longest sequence. An encoder reads one in one batch, which bounds its length; so it does the
+    decoder's of a seq2seq model, which has one limit for both.
+    """
+    return model.max_length if model.family == "decoder" else min(model.max_length, settings.max_batch_tokens)
+
+
+def longest_sequence_pages(model: Model, settings: EngineSettings) -> int:
     """Pages of one sequence of the greatest length, and of as long a source where the model has sources."""
-    return pages_of(model.max_length, page_size) * (2 if model.family == "seq2seq" else 1)
+    return pages_of(longest_sequence(model, settings), settings.page_size) * (2 if model.family == "seq2seq" else 1)
 
 
 def count_pages(model: Model, settings: EngineSettings, activations: int) -> int:
@@ -48,19 +55,19 @@ def count_pages(model: Model, settings: EngineSettings, activations: int) -> int
     """
     left = settings.memory - model.weight_bytes - activations
     held = (
-        f"{settings.name}: its share of memory is {_size(settings.memory)}, "
+        f"its share of memory is {_size(settings.memory)}, "
         f"its weights take {_size(model.weight_bytes)} and a batch {_size(activations)}"
     )
     if left < 0:
         raise TooLargeError(f"{held}; raise --memory or lower --max-batch-tokens")
     if model.family == "encoder":
         return 0
-    sequence = longest_sequence_pages(model, settings.page_size)
+    sequence = longest_sequence_pages(model, settings)
     fit = left // model.cache_bytes_per_page(settings.page_size)
     if fit < sequence:
         raise TooLargeError(
             f"{held}, which leaves {fit} pages of {settings.page_size} tokens; one sequence of "
-            f"{model.max_length} tokens needs {sequence}; lower --max-length or raise --memory"
+            f"{longest_sequence(model, settings)} tokens needs {sequence}; lower --max-length or raise --memory"
         )
     return min(fit, settings.max_rows * sequence)
 

@@ -6,9 +6,9 @@ The service checks the same with the names of its own fields; here it is the las
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
-from tercet.server.engine.memory import pages_of
+from tercet.server.engine.memory import longest_sequence
 from tercet.server.wire import Embed, Generate
 
 if TYPE_CHECKING:
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 
 SEED_LIMIT = 1 << 64
 MAX_SAMPLES = 1 << 16
-
-
-class Refusal(NamedTuple):
-    """Why a request is not taken."""
-
-    reason: Literal["invalid", "pages"]
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +33,9 @@ class Limits:
     pages: int
     page_size: int
 
-    def refusal(self, message: Embed | Generate) -> Refusal | None:
-        """Why `message` can't be served, or None."""
-        invalid = self._embed_error(message) if isinstance(message, Embed) else self._generate_error(message)
-        if invalid:
-            return Refusal("invalid", invalid)
-        return self._page_refusal(message) if isinstance(message, Generate) else None
+    def refusal(self, message: Embed | Generate) -> str | None:
+        """Why `message` can't be served, or None. What these limits allow fits the pages: there are enough for that."""
+        return self._embed_error(message) if isinstance(message, Embed) else self._generate_error(message)
 
     def _embed_error(self, message: Embed) -> str | None:
         if self.family != "encoder":
@@ -84,27 +74,14 @@ class Limits:
             return f"{name} has {len(ids)} tokens, the model takes 1 to {longest}"
         return None if _within(ids, self.vocab_size) else f"{name} must lie in 0..{self.vocab_size - 1}"
 
-    def _page_refusal(self, message: Generate) -> Refusal | None:
-        source, prompt = len(message.token_ids), len(message.decoder_ids)
-        if self.family == "decoder":
-            source, prompt = 0, source
-        tokens = min(prompt + message.sampling.max_new_tokens, self.max_length)
-        needed = pages_of(tokens, self.page_size) + pages_of(source, self.page_size)
-        if needed <= self.pages:
-            return None
-        return Refusal(
-            "pages", f"a sequence of it may need {needed} pages of {self.page_size} tokens, there are {self.pages}"
-        )
-
 
 def limits_of(model: Model, settings: EngineSettings, pages: int) -> Limits:
-    """The limits of a model with so many pages. An encoder reads a sequence in one batch, which bounds its length."""
-    whole = model.max_length if model.family == "decoder" else min(model.max_length, settings.max_batch_tokens)
+    """The limits of a model with so many pages."""
     return Limits(
         family=model.family,
         vocab_size=model.vocab_size,
         token_types=model.spec.encoder.token_types if model.spec.encoder else 0,
-        max_length=whole,
+        max_length=longest_sequence(model, settings),
         pages=pages,
         page_size=settings.page_size,
     )
