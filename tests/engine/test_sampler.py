@@ -59,6 +59,26 @@ def test_ends_are_suppressed_before_the_minimum():
     assert logits.isinf().sum() == 6
 
 
+def test_a_sequence_knows_what_it_has_seen():
+    sequence, *_ = sequences()
+    assert list(sequence.seen()) == [3, 9, 30]
+    for tokens in ([], [9, 4], [36, 4, 3]):
+        sequence.tokens += tokens
+        assert sorted(sequence.seen()) == sorted(set(sequence.tokens))
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3, "top_p": 0.5}], ids=str)
+def test_rows_that_can_not_choose(options):
+    """Their token is beyond the vocabulary; what one may not choose is -inf and harms nobody."""
+    logits = random_logits(6)
+    logits[0, 5], logits[1], logits[2, 8], logits[3] = torch.nan, torch.nan, torch.inf, -torch.inf
+    logits[4, :20] = -torch.inf
+    chosen = process([*sequences(**options), *sequences(**options)], logits).tolist()
+    assert chosen[:4] == [VOCAB_SIZE] * 4
+    assert 20 <= chosen[4] < VOCAB_SIZE
+    assert 0 <= chosen[5] < VOCAB_SIZE
+
+
 def test_rows_that_ask_for_nothing_are_untouched():
     """A mixed batch: only the rows with a penalty or a minimum change."""
     logits = random_logits(9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -53,8 +54,13 @@ def pack_sampling(put: Callable[..., None], sequences: Sequence[Row], rows: list
     put("position", [len(sequence.tokens) for sequence in sequences])
     penalized = [row for row, s in enumerate(settings) if s.repetition_penalty != 1.0]
     if penalized:
-        put("seen_rows", chain.from_iterable([row] * len(sequences[row].tokens) for row in penalized))
-        put("seen_ids", chain.from_iterable(sequences[row].tokens for row in penalized))
+        rows_of, ids = array("i"), array("i")
+        for row in penalized:
+            seen = sequences[row].seen()
+            rows_of.extend(array("i", [row]) * len(seen))
+            ids.extend(seen)
+        put("seen_rows", rows_of)
+        put("seen_ids", ids)
         put("penalty", [s.repetition_penalty for s in settings], "f")
     # An end may not come before `min_new_tokens`, whoever named it.
     ends = [
@@ -85,6 +91,7 @@ def choose(logits: Tensor, sampling: SamplingRows) -> Tensor:
 
     The repetition penalty (Keskar et al., CTRL, 2019) divides positive and multiplies negative logits of tokens seen,
     once however often they were; then come the ends suppressed, then temperature and filters, as in transformers.
+    A row of which no token can be chosen, for its greatest logit is NaN or infinite, gets an id beyond the vocabulary.
     """
     if sampling.seen is not None:
         row, token, penalty = sampling.seen
@@ -93,7 +100,8 @@ def choose(logits: Tensor, sampling: SamplingRows) -> Tensor:
     if sampling.suppressed is not None:
         row, token = sampling.suppressed
         logits[row, token] = -torch.inf
-    return sample(
+    valid = logits.amax(dim=1).isfinite()
+    chosen = sample(
         logits,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
@@ -103,3 +111,4 @@ def choose(logits: Tensor, sampling: SamplingRows) -> Tensor:
         sample=sampling.sample,
         position=sampling.position,
     )
+    return chosen.where(valid, logits.shape[1])

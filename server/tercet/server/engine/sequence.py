@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -71,6 +72,10 @@ class Sequence:
     pages: list[int] = field(default_factory=list[int])
     state: Literal["waiting", "running", "finished"] = "waiting"
     """Set by the scheduler."""
+    _seen: set[int] = field(default_factory=set[int])
+    _seen_ids: array[int] = field(default_factory=lambda: array("i"))
+    _looked_at: int = 0
+    """Leading tokens that are in `_seen`."""
 
     @property
     def order(self) -> tuple[int, int]:
@@ -86,6 +91,15 @@ class Sequence:
     def generated(self) -> int:
         """Tokens chosen so far."""
         return len(self.tokens) - len(self.request.prompt)
+
+    def seen(self) -> array[int]:
+        """The tokens so far, each once; owned by the sequence. Only tokens new since the last call cost time."""
+        for token in self.tokens[self._looked_at :]:
+            if token not in self._seen:
+                self._seen.add(token)
+                self._seen_ids.append(token)
+        self._looked_at = len(self.tokens)
+        return self._seen_ids
 
     def accept(self, token: int) -> FinishReason | None:
         """Appends a chosen token; says why the sequence ends with it, if it does."""
