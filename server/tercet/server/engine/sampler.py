@@ -91,7 +91,7 @@ def choose(logits: Tensor, sampling: SamplingRows) -> Tensor:
 
     The repetition penalty (Keskar et al., CTRL, 2019) divides positive and multiplies negative logits of tokens seen,
     once however often they were; then come the ends suppressed, then temperature and filters, as in transformers.
-    A row of which no token can be chosen, for its greatest logit is NaN or infinite, gets an id beyond the vocabulary.
+    A row of which no token can be chosen, for its greatest logit isn't finite, gets an id beyond the vocabulary.
     """
     if sampling.seen is not None:
         row, token, penalty = sampling.seen
@@ -100,8 +100,7 @@ def choose(logits: Tensor, sampling: SamplingRows) -> Tensor:
     if sampling.suppressed is not None:
         row, token = sampling.suppressed
         logits[row, token] = -torch.inf
-    valid = logits.amax(dim=1).isfinite()
-    chosen = sample(
+    return sample(
         logits,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
@@ -111,4 +110,3 @@ def choose(logits: Tensor, sampling: SamplingRows) -> Tensor:
         sample=sampling.sample,
         position=sampling.position,
     )
-    return chosen.where(valid, logits.shape[1])
