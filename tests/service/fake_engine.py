@@ -25,7 +25,7 @@ FAMILIES: dict[str, wire.Family] = {"bert": "encoder", "gpt2": "decoder", "t5": 
 VOCAB_SIZE = 60
 MAX_LENGTH = 32
 POISON_ID = 50  # rejected with "internal"
-NO_PAGES_ID = 51  # rejected with "pages"
+INVALID_ID = 51  # rejected with "invalid"
 HELD_ID = 52
 PAGES = 64
 
@@ -102,7 +102,7 @@ class FakeEngine:
         """Why a request is given up."""
         if deadline is not None and time.monotonic() > deadline:
             return "deadline"
-        return {POISON_ID: "internal", NO_PAGES_ID: "pages"}.get(ids[0]) if ids else None
+        return {POISON_ID: "internal", INVALID_ID: "invalid"}.get(ids[0]) if ids else None
 
     def report(self, outputs: list, *, rows: int = 0, read: int = 0, generated: int = 0) -> None:
         """The message of a step; without rows only of what was cancelled."""

@@ -136,6 +136,7 @@ def test_what_cannot_be_used_is_named(flags: dict, arguments: list[str], environ
         ("models = 3", "models: 3 is not a table of tables"),
         ("port = ", "config: {path} is not TOML: "),
         ("port = " + "9" * 5000, "config: {path} is not TOML: "),
+        ("port = 0x" + "f" * 5000, "config: {path} is not TOML: "),
         ("port = " + "[" * 100_000, "config: {path} is not TOML: "),
     ],
 )

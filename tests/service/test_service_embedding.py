@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from conftest import Stubs
 
-HELD_ID, POISON_ID, NO_PAGES_ID = 52, 50, 51
+HELD_ID, POISON_ID, INVALID_ID = 52, 50, 51
 
 
 def text(value: str) -> TextInput:
@@ -97,12 +97,12 @@ def test_nul_is_a_character_like_any_other(stubs: Stubs):
 
 
 def test_an_engines_refusal_of_one_input_is_that_items(stubs: Stubs):
-    response = stubs.embedding.Embed(EmbedRequest(inputs=[ids(5), ids(POISON_ID), ids(NO_PAGES_ID), ids(6)]))
+    response = stubs.embedding.Embed(EmbedRequest(inputs=[ids(5), ids(POISON_ID), ids(INVALID_ID), ids(6)]))
     assert vectors(response)[:, 1].tolist() == [5, 6]
-    poison, pages = (Refusal(response.items[i].error) for i in (1, 2))
+    poison, invalid = (Refusal(response.items[i].error) for i in (1, 2))
     assert poison.code is grpc.StatusCode.INTERNAL
-    assert pages.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert pages.retry_after
+    assert invalid.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert invalid.field == "inputs[2].token_ids"
 
 
 def test_a_list_where_all_is_refused_is_an_empty_tensor(stubs: Stubs):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from support.server import RunningServer
 
 EOS, STOP, LENGTH = (FinishReason.Value(f"FINISH_REASON_{name}") for name in ("EOS", "STOP", "LENGTH"))
-HELD_ID, POISON_ID, NO_PAGES_ID = 52, 50, 51
+HELD_ID, POISON_ID, INVALID_ID = 52, 50, 51
 
 
 def generate(*ids: int, model: str = "decoder", truncate: bool | None = None, **sampling: object) -> GenerateRequest:
@@ -177,7 +177,7 @@ def test_truncate_cuts_a_decoders_start_and_a_sources_end(stubs: Stubs):
 
 
 def test_an_engines_refusal_ends_the_call(stubs: Stubs):
-    codes = {POISON_ID: grpc.StatusCode.INTERNAL, NO_PAGES_ID: grpc.StatusCode.RESOURCE_EXHAUSTED}
+    codes = {POISON_ID: grpc.StatusCode.INTERNAL, INVALID_ID: grpc.StatusCode.INVALID_ARGUMENT}
     for id, code in codes.items():
         assert refused(lambda id=id: stubs.generation.Generate(generate(id))).code is code
         assert refused(lambda id=id: list(stubs.generation.GenerateStream(generate(id)))).code is code

@@ -77,6 +77,7 @@ def test_local_checkpoints(tmp_path: Path):
     (tmp_path / "model.gguf").write_bytes(b"x" * 5)
     (tmp_path / "a.safetensors").write_bytes(b"x" * 3)
     (tmp_path / "b.safetensors").write_bytes(b"x" * 4)
+    (tmp_path / "c.safetensors").symlink_to("nowhere")
     assert resolve(ModelSettings("m", str(tmp_path))) == tmp_path
     assert resolve(ModelSettings("m", str(tmp_path / "model.gguf"))) == tmp_path / "model.gguf"
     assert weight_bytes(tmp_path) == 7

@@ -179,7 +179,9 @@ def _read_file(path: Path | None) -> dict[str, Any]:
         return {}
     path = path or DEFAULT_FILE
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        repr(table)  # a hexadecimal number may be read, and have more digits than Python would show
+        return table
     except OSError as error:
         raise ConfigError(f"config: can't read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # ill-formed, not UTF-8, or more digits or depth than Python reads

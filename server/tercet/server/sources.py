@@ -36,7 +36,7 @@ def resolve(model: ModelSettings) -> Path:
 def weight_bytes(checkpoint: Path) -> int:
     """Bytes of the weights on disk: what a model needs at the very least, before any are loaded."""
     files = [checkpoint] if checkpoint.is_file() else list(checkpoint.glob("*.safetensors"))
-    return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _download(key: str, repository: str, revision: str | None) -> Path:
