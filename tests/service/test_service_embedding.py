@@ -102,7 +102,7 @@ def test_an_engines_refusal_of_one_input_is_that_items(stubs: Stubs):
     poison, invalid = (Refusal(response.items[i].error) for i in (1, 2))
     assert poison.code is grpc.StatusCode.INTERNAL
     assert invalid.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert invalid.field == "inputs[2].token_ids"
+    assert invalid.field == "inputs[2]"
 
 
 def test_a_list_where_all_is_refused_is_an_empty_tensor(stubs: Stubs):

@@ -183,7 +183,7 @@ class Rejected(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """A request the engine gave up; its other requests are untouched."""
 
     id: int
-    reason: Literal["deadline", "pages", "invalid", "internal"]
+    reason: Literal["deadline", "invalid", "internal"]
     message: str
 
 

@@ -13,7 +13,6 @@ from tercet.server.service.errors import (
     EngineLostError,
     InternalError,
     InvalidArgumentError,
-    OverloadedError,
     ServiceError,
 )
 from tercet.server.text import IncrementalDecoder, StopMatcher
@@ -32,8 +31,6 @@ def refusal(rejected: wire.Rejected, field: str) -> ServiceError:
     match rejected.reason:
         case "deadline":
             return DeadlineExceededError("the deadline passed before the answer")
-        case "pages":
-            return OverloadedError(rejected.message, retry_after=ENGINE_PAUSE)
         case "invalid":
             return InvalidArgumentError(field, rejected.message)
         case "internal":
