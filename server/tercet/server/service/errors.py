@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 DOMAIN = "tercet"
-ENGINE_PAUSE = 0.5  # seconds until a client should come again: about what an engine takes to start, or to free pages
+ENGINE_PAUSE = 0.5  # seconds until a client should come again: about what an engine takes to start again
 _LONGEST_MESSAGE = 1000  # characters; details travel in HTTP/2 headers, which are few kilobytes
 
 
