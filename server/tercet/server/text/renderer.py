@@ -50,6 +50,8 @@ class Renderer:
 
 
 class _Process:
+    """The process, from its start with a template to its end with this object or by a limit."""
+
     def __init__(self, source: str) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -72,7 +74,7 @@ class _Process:
 
     @property
     def alive(self) -> bool:
-        return self._end.alive
+        return self._process.poll() is None
 
     def ask(self, message: object) -> str:
         """The answer's text. Raises RenderError."""
