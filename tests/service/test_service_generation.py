@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING
 
@@ -226,6 +227,15 @@ class TestLeaving:
         with connect(slow) as stubs:
             pieces = list(stubs.generation.GenerateStream(generate(5, model="slow", max_new_tokens=5)))
         assert [list(piece.token_ids) for piece in pieces] == [[6], [7], [8], [9], [10]]
+
+
+def test_the_checkpoints_min_length_counts_the_prompt(tmp_path: Path, start, make_checkpoint, connect):
+    checkpoint = make_checkpoint(tmp_path / "decoder", "gpt2")
+    (checkpoint / "generation_config.json").write_text(json.dumps({"min_length": 6}))
+    with start({"decoder": checkpoint}) as server, connect(server) as stubs:
+        for prompt, wanted in (((30, 39), 4), ((7, 8, 9, 10, 11, 39), 1)):
+            request = generate(*prompt, max_new_tokens=4)
+            assert len(stubs.generation.Generate(request).outputs[0].token_ids) == wanted
 
 
 def test_tokens_behind_a_slow_reader_come_together(checkpoints: dict[str, Path], start, connect):
