@@ -68,7 +68,9 @@ class ModelSettings:
         None, "Tokens of a sequence; unset is the checkpoint's own limit.", int, low=2, high=1 << 24, shared=True
     )
     max_rows: int = _setting(128, "Sequences of one batch.", low=1, high=65536, shared=True)
-    max_batch_tokens: int = _setting(8192, "Tokens of one batch.", low=1, high=1 << 24, shared=True)
+    max_batch_tokens: int | None = _setting(
+        None, "Tokens of one batch; unset is 8192 on a GPU, 2048 on a CPU.", int, low=1, high=1 << 24, shared=True
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ log = logging.getLogger("tercet.server.engine")
 def main(arguments: Sequence[str]) -> int:
     """Runs an engine; returns the exit code."""
     configure()
+    # OpenMP's threads would else spin while they wait, on the cores of the front end and of the other engines.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to us too, but the front end drains first
     path, settings_json = arguments
     settings = msgspec.json.decode(settings_json, type=EngineSettings)
