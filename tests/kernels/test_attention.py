@@ -163,6 +163,36 @@ def test_out_is_written_in_place(implementation, check):
     assert out.isfinite().all()
 
 
+@pytest.mark.parametrize("paged", [False, True], ids=["flat", "paged"])
+@pytest.mark.parametrize("window", [(2**31 - 1, 2**31 - 1), (2**40, 2), (2, 2**31 - 1)], ids=str)
+@pytest.mark.parametrize("queries", [1, 40])
+def test_windows_without_bounds(implementation, check, paged, window, queries):
+    """Positions plus a window's side don't overflow."""
+    check(make_batch((queries, 1), (111, 63), paged=paged, window=window))
+
+
+@pytest.mark.parametrize("queries", [1, 16, 40])
+@pytest.mark.parametrize("paged", [False, True], ids=["flat", "paged"])
+def test_slices_of_one_product(implementation, check, queries, paged):
+    """q, k and v as the models have them: columns of the fused projection's output, with other columns between."""
+    batch = make_batch((queries, 1, 0, queries), (63, 17, 5, 40), heads=6, kv_heads=2, paged=paged, causal=True)
+    tokens = max(len(batch.q), len(batch.k))
+    fused = torch.full((tokens, 10 * 32), NAN)
+    for name, first in (("q", 0), ("k", 6), ("v", 8)):
+        x = getattr(batch, name)
+        if x.ndim == 3:
+            columns = fused[: len(x), first * 32 : first * 32 + x[0].numel()].view(x.shape)
+            setattr(batch, name, columns.copy_(x))
+    assert not batch.q.is_contiguous()
+    check(batch)
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["packed", "padded"])
+def test_storage_between_rows_is_zeroed_once_in_every_head(implementation, check, padded):
+    """More tiles of storage than the programs that write zeros: each takes several."""
+    check(make_batch((3, 0, 1), heads=2, kv_heads=1, head_dim=16, padded=padded, spare=600))
+
+
 def test_rows_in_any_order(implementation, check):
     """Nothing relies on starts that ascend: empty rows of a graph may all start at 0."""
     batch = make_batch((17, 63, 5))
@@ -209,5 +239,7 @@ def test_bad_shapes_are_named():
         attention(batch.q, batch.k, batch.v, **batch.options, page_table=ints([[0]]))
     with pytest.raises(ValueError, match="don't fit"):
         attention(batch.q, batch.k[..., :8], batch.v[..., :8], **batch.options)
+    with pytest.raises(ValueError, match="window"):
+        attention(batch.q, batch.k, batch.v, **batch.options, window=(-1, 0))
     with pytest.raises(ValueError, match="max_distance"):
         attention(batch.q, batch.k, batch.v, **batch.options, bias=torch.zeros(4, 4))

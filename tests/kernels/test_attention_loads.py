@@ -64,6 +64,28 @@ def elements(addresses: np.ndarray, x: torch.Tensor) -> np.ndarray:
     return offset[(offset >= 0) & (offset < x.numel() * x.element_size())] // x.element_size()
 
 
+def loaded_tiles(accesses: dict, k: torch.Tensor, v: torch.Tensor) -> dict[tuple, list[tuple[list[int], bool]]]:
+    """(program, tensor) -> the places of the keys in each tile it loaded, and whether it did so without a mask."""
+    loaded: dict[tuple, list] = defaultdict(list)
+    for program, addresses, unmasked in accesses["load"]:
+        for name, x in (("k", k), ("v", v)):
+            touched = elements(addresses, x)
+            if len(touched):
+                loaded[program, name].append((np.unique(touched // (KV_HEADS * HEAD_DIM)).tolist(), unmasked))
+    return loaded
+
+
+def paged_keys() -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Keys in pages, the page table, and where the keys of each row lie."""
+    table = torch.zeros(len(LENGTHS), 32, dtype=torch.int32)
+    counts = [-(-length // PAGE_SIZE) for length in KV_LENGTHS.tolist()]
+    pages = torch.randperm(sum(counts)).split(counts)
+    for row, row_pages in enumerate(pages):
+        table[row, : len(row_pages)] = row_pages
+    places = [(row_pages[:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE)).flatten() for row_pages in pages]
+    return torch.randn(sum(counts), PAGE_SIZE, KV_HEADS, HEAD_DIM), table, places
+
+
 def visible(queries: int, keys: int, causal: bool, window: tuple[int, int] | None) -> np.ndarray:
     """Which keys each query of a row sees, [queries, keys]."""
     position = np.arange(queries)[:, None] + keys - queries
@@ -94,44 +116,60 @@ def test_only_visible_tiles_are_loaded(accesses, paged, causal, window):
     keys = int(KV_LENGTHS.sum())
     q = torch.randn(int(Q_LENGTHS.sum()), HEADS, HEAD_DIM)
     if paged:
-        table = torch.zeros(len(LENGTHS), 32, dtype=torch.int32)
-        counts = [-(-length // PAGE_SIZE) for length in KV_LENGTHS.tolist()]
-        pages = torch.randperm(sum(counts)).split(counts)
-        for row, row_pages in enumerate(pages):
-            table[row, : len(row_pages)] = row_pages
-        k = torch.randn(sum(counts), PAGE_SIZE, KV_HEADS, HEAD_DIM)
+        k, table, places = paged_keys()
         where = {"page_table": table}
     else:
         k = torch.randn(keys, KV_HEADS, HEAD_DIM)
         where = {"kv_start": starts(KV_LENGTHS)}
+        places = torch.arange(keys).split(KV_LENGTHS.tolist())
     v = torch.randn_like(k)
     attention(
         q, k, v, q_start=starts(Q_LENGTHS), q_length=Q_LENGTHS, kv_length=KV_LENGTHS, longest_q=111, longest_kv=250,
         causal=causal, window=window, **where,
     )  # fmt: skip
 
-    # (program, tensor) -> the tiles it loaded and which of them without a mask
-    loaded: dict[tuple, list] = defaultdict(list)
-    for program, addresses, unmasked in accesses["load"]:
-        for name, x in (("k", k), ("v", v)):
-            touched = elements(addresses, x)
-            if len(touched):
-                loaded[program, name].append((np.unique(touched // (KV_HEADS * HEAD_DIM)), unmasked))
-
+    loaded = loaded_tiles(accesses, k, v)
     shape = tile("attention", q.dtype, HEAD_DIM, masked=window is not None)
     tiles = -(-111 // shape.block_m)
     for row, (queries, count) in enumerate(LENGTHS):
-        if paged:
-            place = (pages[row][:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE)).flatten().numpy()
-        else:
-            place = int(starts(KV_LENGTHS)[row]) + np.arange(count)
         sees = visible(queries, count, causal, window)
         for index in range(tiles):
-            expected = visible_tiles(sees[index * shape.block_m : (index + 1) * shape.block_m], place, shape.block_n)
+            seen = sees[index * shape.block_m : (index + 1) * shape.block_m]
+            expected = visible_tiles(seen, places[row].numpy(), shape.block_n)
             for head in range(HEADS):
                 for name in ("k", "v"):
-                    got = loaded.pop(((tiles - 1 - index, head, row), name), [])
-                    assert sorted((stored.tolist(), unmasked) for stored, unmasked in got) == expected
+                    assert sorted(loaded.pop(((tiles - 1 - index, head, row), name), [])) == expected
+    assert not loaded
+
+
+@pytest.mark.parametrize("queries", [1, 16])
+@pytest.mark.parametrize("window", [None, (30, 10), (5, 0)], ids=str)
+def test_splits_share_the_visible_tiles_out(accesses, queries, window):
+    """Every visible tile is loaded by one split, once for all heads of the group."""
+    q_lengths = Q_LENGTHS.clamp(max=queries)
+    q = torch.randn(int(q_lengths.sum()), HEADS, HEAD_DIM)
+    k, table, places = paged_keys()
+    v = torch.randn_like(k)
+    attention(
+        q, k, v, q_start=starts(q_lengths), q_length=q_lengths, kv_length=KV_LENGTHS, longest_q=queries, longest_kv=250,
+        causal=True, window=window, page_table=table,
+    )  # fmt: skip
+
+    splits = set()
+    loaded: dict[tuple, list] = defaultdict(list)  # of all splits together
+    for ((split, *program), name), tiles in loaded_tiles(accesses, k, v).items():
+        splits.add(split)
+        loaded[*program, name] += tiles
+    assert len(splits) > 1 or window is not None  # one split may hold all that a window shows
+    shape = tile("paged_attention", q.dtype, HEAD_DIM, masked=window is not None or queries > 1)
+    group = HEADS // KV_HEADS
+    for row, count in enumerate(KV_LENGTHS.tolist()):
+        sees = visible(int(q_lengths[row]), count, True, window).repeat(group, axis=0)  # (query, head) pairs
+        for index in range(-(-queries * group // shape.block_m)):
+            seen = sees[index * shape.block_m : (index + 1) * shape.block_m]
+            expected = visible_tiles(seen, places[row].numpy(), shape.block_n)
+            for name in ("k", "v"):
+                assert sorted(loaded.pop((index, row, name), [])) == expected
     assert not loaded
 
 

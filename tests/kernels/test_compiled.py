@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tercet.kernels.calls import CALLS, HEAD_DIMS
 from tercet.kernels.compiled import TABLE, broken_requirements, read_table, write_table
 
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+PINNED = re.search(r"^triton==(.+)$", CONSTRAINTS.read_text(), re.MULTILINE)[1]
 TARGETS = {"sm_80", "sm_90", "sm_100", "gfx942"}
 
 
 def check(table, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`--check` in a process whose triton compiles; ours interprets."""
-    command = [sys.executable, "-m", "tercet.kernels.compile", "--check", "--table", str(table), *arguments]
+    return compiling("-m", "tercet.kernels.compile", "--check", "--table", str(table), *arguments)
+
+
+def compiling(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_committed_table_holds():
@@ -30,7 +37,7 @@ def test_every_call_target_and_version_is_there():
     rows = read_table()
     assert len({(row.call, row.kernel) for row in rows.values()}) <= 200
     versions = {row.triton for row in rows.values()}
-    assert "3.6.0" in versions
+    assert versions == {"3.6.0", PINNED}
     for version in versions:
         for call in CALLS:
             assert {row.target for row in rows.values() if (row.triton, row.call) == (version, call)} == TARGETS
@@ -68,3 +75,49 @@ def test_the_table_reads_back_as_written(tmp_path):
     rows = read_table()
     write_table(rows.values(), tmp_path / "again.csv")
     assert (tmp_path / "again.csv").read_text() == TABLE.read_text()
+
+
+FINGERPRINTS = """
+from unittest import mock
+from tercet.kernels import calls, compile, dispatch
+
+NAMES = ("prefill window bfloat16 64", "decode bfloat16 64", "pad float16", "unpad float16", "sample float32")
+
+def digests(**sizes):
+    with mock.patch.multiple(calls, **sizes):
+        return [[compile.fingerprint(launch) for launch in compile.launches(calls.CALLS[name])] for name in NAMES]
+
+given = digests(ROWS=calls.ROWS)
+print(digests(ROWS=1, LONGEST=33) == given, digests(HEADS=16)[1] == given[1], digests(PAGE_SIZE=32)[1] == given[1])
+print(dispatch._selected)
+"""
+
+
+def test_a_launch_is_told_apart_by_what_the_compiler_sees():
+    """One row or odd lengths change nothing: kernels aren't compiled anew for a batch. Other heads or pages do."""
+    result = compiling("-c", FINGERPRINTS)
+    assert result.stdout.split() == ["True", "False", "False", "None"], result.stderr
+
+
+ABORTS = """
+import os
+from tercet.kernels import compile
+
+def compile_row(job, deadline):
+    return os._exit(1) if job.call == "aborts" else job
+
+if __name__ == "__main__":
+    compile.compile_row = compile_row
+    work = [compile.Job(call, 0, "sm_80") for call in ("first", "aborts", "second", "third")]
+    rows, failures = compile.compile_rows(work, processes=2)
+    print(*sorted(row.call for row in rows), *failures)
+"""
+
+
+def test_a_compiler_that_aborts_fails_its_own_job_alone(tmp_path):
+    program = tmp_path / "aborts.py"
+    program.write_text(ABORTS)
+    result = compiling(str(program))
+    assert result.stdout.strip() == "first second third aborts sm_80 does not compile: the compiler aborts", (
+        result.stderr
+    )

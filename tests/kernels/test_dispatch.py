@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tercet.kernels
-from tercet.kernels import UnsupportedError, dispatch, rms_norm
+from tercet.kernels import UnsupportedError, attention, dispatch, rms_norm
 
 
 def norm_of(x: torch.Tensor) -> torch.Tensor:
@@ -45,6 +45,45 @@ def test_reasons_are_sentences(monkeypatch):
     assert "cuda" in dispatch.unsupported_reasons("attention", "cpu", device="cuda")[0]
     monkeypatch.delenv("TRITON_INTERPRET")
     assert "TRITON_INTERPRET" in dispatch.unsupported_reasons("pad", "triton", device="cpu")[0]
+
+
+def test_old_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(dispatch, "_capability", lambda device: (7, 5))
+    dispatch._reasons.cache_clear()
+    reasons = dispatch.unsupported_reasons("rms_norm", "triton", device="cuda")
+    dispatch._reasons.cache_clear()
+    assert reasons == ["the GPU has compute capability 7.5, kernels need 8.0"]
+
+
+def test_padding_of_float64_is_refused():
+    assert "float64" in dispatch.unsupported_reasons("pad", "triton", device="cpu", dtype=torch.float64)[0]
+    assert dispatch.unsupported_reasons("unpad", "triton", device="cpu", dtype=torch.float64) == []
+    assert dispatch.unsupported_reasons("pad", "cpu", device="cpu", dtype=torch.float64) == []
+
+
+def test_layouts_that_kernels_cannot_read_are_refused():
+    """Never a wrong number: a column slice is refused, but for q, k and v, whose tokens may lie apart."""
+    x, ints = torch.randn(6, 4, 16), torch.tensor([6], dtype=torch.int32)
+    rows = {"q_start": ints - 6, "kv_start": ints - 6, "q_length": ints, "kv_length": ints}
+    rows |= {"longest_q": 6, "longest_kv": 6}
+    wide, bias = torch.randn(6, 8, 16)[:, :4], torch.randn(4, 18)[:, :9]
+    pages, table = torch.randn(9, 4, 4, 32)[..., :16], torch.zeros(1, 4, dtype=torch.int32)
+    paged = {name: value for name, value in rows.items() if name != "kv_start"}
+    dispatch.select("triton")
+    try:
+        with pytest.raises(UnsupportedError, match="not contiguous"):
+            norm_of(torch.randn(4, 16)[:, :8])
+        with pytest.raises(UnsupportedError, match="the heads of a token"):
+            attention(torch.randn(6, 16, 4).transpose(1, 2), x, x, **rows)
+        with pytest.raises(UnsupportedError, match="the heads of a token"):
+            attention(x, pages, pages, **paged, page_table=table)
+        with pytest.raises(UnsupportedError, match="beside q, k and v"):
+            attention(x, x, x, **rows, bias=bias)
+        with pytest.raises(UnsupportedError, match="different distances"):
+            attention(x, wide, x, **rows)
+        assert attention(wide, x, x, **rows).isfinite().all()
+    finally:
+        dispatch.select("auto")
 
 
 def test_refusal_is_typed():

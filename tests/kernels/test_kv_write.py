@@ -54,6 +54,20 @@ def test_rotates_and_writes(implementation, check, dtype, interleaved, dims):
     check(inputs(dtype, heads=9, kv_heads=3, head_dim=dims[0], rotary_dim=dims[1]), interleaved=interleaved)
 
 
+@pytest.mark.parametrize("rotary", [False, True], ids=["", "rotary"])
+@pytest.mark.parametrize("pages", [False, True], ids=["", "pages"])
+def test_slices_of_one_product(implementation, check, rotary, pages):
+    """Tokens of q, k and v lie a whole fused row apart, and nothing between them is touched."""
+    given = inputs(torch.float32)
+    fused = torch.full((TOKENS, 9, 16), 7.0)
+    for name, x in zip("qkv", fused[:, :8].split((4, 2, 2), dim=1), strict=True):
+        given[name] = x.copy_(given[name])
+    given |= {} if rotary else {"cos": None, "sin": None, "positions": None}
+    given |= {} if pages else {"k_pages": None, "v_pages": None, "slots": None}
+    check(given)
+    assert (fused[:, 8] == 7).all()
+
+
 def test_writes_without_rotating(implementation, check):
     check(inputs(torch.float32) | {"cos": None, "sin": None, "positions": None})
 

@@ -129,3 +129,9 @@ def test_pooling(implementation, reference, assert_close, dtype, kind, normalize
     assert pooled.dtype == torch.float32
     assert_close(pooled, expected, dtype)
     assert (pooled[1] == 0).all()
+
+
+@pytest.mark.parametrize("kind", POOLING_KINDS)
+def test_pooling_of_no_tokens_at_all(implementation, kind):
+    none = torch.zeros(3, dtype=torch.int32)
+    assert torch.equal(pooling(torch.zeros(0, 5), none, none, kind=kind, normalize=True), torch.zeros(3, 5))

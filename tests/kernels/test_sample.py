@@ -25,6 +25,9 @@ KNOWN_ANSWERS = (
     ),
 )
 
+# Scores may be -inf, which numpy, the interpreter's hardware, warns of.
+OVERFLOW = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+
 
 def settings(rows: int, **values) -> dict[str, torch.Tensor]:
     """Arguments of `sample` for some rows, each either given or off."""
@@ -129,6 +132,36 @@ def test_equal_draws_whatever_the_implementation(implementation, reference):
         logits, **{key: x for key, x in given.items() if key != "sample"}, sample_index=given["sample"]
     )
     assert torch.equal(tokens, expected)
+
+
+@OVERFLOW
+@pytest.mark.parametrize("temperature", [1e-3, 1e-38, 1e-45])
+def test_no_temperature_is_too_small(implementation, temperature):
+    """Scores of far more than float32 holds: the likeliest token takes all the mass, equals share it."""
+    logits = torch.randn(8, 300)
+    logits[:, 7] = logits[:, 250] = 9.0
+    for warpers in ({}, {"top_k": 40, "top_p": 0.9, "min_p": 0.1}):
+        tokens = sample(logits, **settings(8, temperature=temperature, **warpers, position=torch.arange(8)))
+        assert set(tokens.tolist()) == {7, 250}
+
+
+@OVERFLOW
+@pytest.mark.parametrize("temperature", [0.0, 1e-38, 1.0])
+def test_rows_without_a_distribution_give_no_token(implementation, reference, temperature):
+    """NaN, all -inf and +inf give the size of the vocabulary; the other rows of the batch don't notice."""
+    logits = torch.randn(5, 1500)
+    logits[0, 1400] = torch.nan
+    logits[1] = -torch.inf
+    logits[2, 3] = torch.inf
+    logits[3, 4:] = -torch.inf
+    given = settings(5, temperature=temperature, top_k=30, top_p=0.9, position=torch.arange(5))
+    tokens = sample(logits, **given)
+    assert tokens[:3].tolist() == [1500] * 3
+    expected = reference.sample(
+        logits, **{key: x for key, x in given.items() if key != "sample"}, sample_index=given["sample"]
+    )
+    assert torch.equal(tokens, expected)
+    assert (tokens[3:] < torch.tensor([4, 1500])).all()
 
 
 def test_equal_logits_are_kept_in_index_order(implementation, reference):

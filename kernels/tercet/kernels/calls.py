@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,27 +13,37 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
-TOKENS, ROWS, LONGEST = 4096, 16, 512
+TOKENS, ROWS, LONGEST, CHUNK = 4096, 16, 512, 8
 HEADS, KV_HEADS = 12, 4
 PAGES, PAGE_SIZE = 1024, 16
 WIDTH, VOCABULARY = 768, 32000
 
-# Options of attention, and the head dims a form is compiled for.
-PREFILL_FORMS: dict[str, tuple[set[str], tuple[int, ...]]] = {
-    "encoder": (set(), HEAD_DIMS),
-    "encoder bias": ({"bias"}, (32, 64, 128)),
-    "encoder window": ({"window"}, (64,)),
-    "prefill": ({"paged", "causal"}, HEAD_DIMS),
-    "prefill bias": ({"paged", "causal", "bias"}, (32, 64, 128)),
-    "prefill window": ({"paged", "causal", "window"}, (64, 128)),
+# Options of attention, and the head dims a form is compiled for. T5's forms, with a bias or across, have a key head for
+# each head; the others have groups.
+FORMS: dict[str, tuple[int, set[str], tuple[int, ...]]] = {
+    "encoder": (LONGEST, set(), HEAD_DIMS),
+    "encoder bias": (LONGEST, {"bias"}, (32, 64, 128)),
+    "encoder window": (LONGEST, {"window"}, (64,)),
+    "prefill": (LONGEST, {"paged", "causal"}, HEAD_DIMS),
+    "prefill bias": (LONGEST, {"paged", "causal", "bias"}, (32, 64, 128)),
+    "prefill window": (LONGEST, {"paged", "causal", "window"}, (64, 128)),
+    "prefill across": (LONGEST, {"paged", "across"}, (64, 128)),
+    "decode": (1, {"paged", "causal"}, HEAD_DIMS),
+    "decode bias": (1, {"paged", "causal", "bias"}, (32, 64, 128)),
+    "decode window": (1, {"paged", "causal", "window"}, (64, 128)),
+    "decode across": (1, {"paged", "across"}, (64, 128)),
+    "chunk": (CHUNK, {"paged", "causal"}, (64, 128)),
+    "chunk bias": (CHUNK, {"paged", "causal", "bias"}, (64,)),
 }
-DECODE_FORMS: dict[str, tuple[set[str], tuple[int, ...]]] = {
-    "decode": ({"paged"}, HEAD_DIMS),
-    "decode bias": ({"paged", "bias"}, (32, 64, 128)),
-    "decode window": ({"paged", "window"}, (64, 128)),
-}
-# bfloat16 is what GPUs serve with and is compiled in every form; the others differ from it in little.
-COMPILED_HEAD_DIMS = {torch.float16: (64, 128), torch.float32: (64,)}
+PLAIN = ("encoder", "prefill", "decode")
+# The head dims of the plain forms and of the rest; bfloat16 is what GPUs serve with and is compiled in every form.
+COMPILED_HEAD_DIMS = {
+    "bfloat16": (HEAD_DIMS, HEAD_DIMS), "float16": (HEAD_DIMS, (128,)), "float32": ((64, 128), ()), "tf32": ((64,), ()),
+}  # fmt: skip
+DTYPES = {
+    "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32,
+    "tf32": torch.float32,  # multiplied in TF32
+}  # fmt: skip
 
 
 class Call(NamedTuple):
@@ -53,57 +64,65 @@ def _ints(*shape: int) -> torch.Tensor:
     return _meta(*shape, dtype=torch.int32)
 
 
-def _attend(options: set[str], dtype: torch.dtype, head_dim: int, queries: int) -> None:
+def _attend(queries: int, options: set[str], dtype: torch.dtype, head_dim: int) -> None:
     tokens = TOKENS if queries > 1 else ROWS
+    kv_heads = HEADS if options & {"bias", "across"} else KV_HEADS
     rows: dict[str, Any] = {name: _ints(ROWS) for name in ("q_start", "q_length", "kv_length")}
+    # Slices of one product, as the models have them.
+    qkv = _meta(tokens, HEADS + 2 * kv_heads, head_dim, dtype=dtype)
+    q, k, _ = qkv.split((HEADS, kv_heads, kv_heads), dim=1)
     if "paged" in options:
-        k = _meta(PAGES, PAGE_SIZE, KV_HEADS, head_dim, dtype=dtype)
+        k = _meta(PAGES, PAGE_SIZE, kv_heads, head_dim, dtype=dtype)
         rows["page_table"] = _ints(ROWS, LONGEST // PAGE_SIZE)
     else:
-        k = _meta(TOKENS, KV_HEADS, head_dim, dtype=dtype)
         rows["kv_start"] = _ints(ROWS)
     ops.attention(
-        _meta(tokens, HEADS, head_dim, dtype=dtype), k, k, **rows, longest_q=queries, longest_kv=LONGEST,
+        q, k, k, **rows, longest_q=queries, longest_kv=LONGEST,
         causal="causal" in options, window=(128, 0) if "window" in options else None,
         bias=_meta(HEADS, 257, dtype=torch.float32) if "bias" in options else None,
     )  # fmt: skip
 
 
-def _attention_calls(dtype: torch.dtype) -> Iterator[Call]:
-    name = str(dtype).removeprefix("torch.")
-    for queries, forms in ((LONGEST, PREFILL_FORMS), (1, DECODE_FORMS)):
-        for form, (options, head_dims) in forms.items():
-            for head_dim in sorted(set(head_dims) & set(COMPILED_HEAD_DIMS.get(dtype, HEAD_DIMS))):
-
-                def run(options: set[str] = options, head_dim: int = head_dim, queries: int = queries) -> None:
-                    _attend(options, dtype, head_dim, queries)
-
-                yield Call(f"{form} {name} {head_dim}", name, head_dim, run)
+def _attention_calls(name: str) -> Iterator[Call]:
+    plain, others = COMPILED_HEAD_DIMS[name]
+    for form, (queries, options, head_dims) in FORMS.items():
+        for head_dim in sorted(set(head_dims) & set(plain if form in PLAIN else others)):
+            run = partial(_attend, queries, options, DTYPES[name], head_dim)
+            yield Call(f"{form} {name} {head_dim}", name, head_dim, run)
 
 
-def _row_calls(dtype: torch.dtype) -> Iterator[Call]:
-    name = str(dtype).removeprefix("torch.")
+def _row_calls(name: str) -> Iterator[Call]:
+    dtype = DTYPES[name]
     x, weight = _meta(TOKENS, WIDTH, dtype=dtype), _meta(WIDTH, dtype=dtype)
     ids, rows = _ints(TOKENS), _ints(ROWS)
     q, k = _meta(TOKENS, HEADS, 64, dtype=dtype), _meta(TOKENS, KV_HEADS, 64, dtype=dtype)
     pages, angles = _meta(PAGES, PAGE_SIZE, KV_HEADS, 64, dtype=dtype), _meta(2048, 32, dtype=torch.float32)
+    paged: dict[str, Any] = {"k_pages": pages, "v_pages": pages, "slots": ids}
+    rotary: dict[str, Any] = {"positions": ids, "cos": angles, "sin": angles}
     runs: dict[str, Callable[[], object]] = {
         "layer_norm residual": lambda: ops.layer_norm(x, weight, weight, eps=1e-5, residual=x),
+        "rms_norm": lambda: ops.rms_norm(x, weight, eps=1e-5),
         "rms_norm residual": lambda: ops.rms_norm(x, weight, eps=1e-5, residual=x),
         "activation gelu bias": lambda: ops.activation(x, "gelu", bias=weight),
+        "activation relu": lambda: ops.activation(x, "relu"),
         "activation gelu_tanh gated": lambda: ops.activation(x, "gelu_tanh", gated=True),
         "activation silu gated": lambda: ops.activation(x, "silu", gated=True),
+        "embedding": lambda: ops.embedding(ids, x),
         "embedding layer_norm": lambda: ops.embedding(
             ids, x, positions=ids, position=x, type_ids=ids, type=x, weight=weight, bias=weight, eps=1e-5,
             norm="layer_norm",
         ),
-        "kv_write rotary": lambda: ops.kv_write(
-            q, k, k, k_pages=pages, v_pages=pages, slots=ids, positions=ids, cos=angles, sin=angles
+        "kv_write": lambda: ops.kv_write(None, k, k, **paged),
+        "kv_write rotary": lambda: ops.kv_write(q, k, k, **paged, **rotary),
+        "kv_write partly rotary": lambda: ops.kv_write(
+            q, k, k, **paged, positions=ids, cos=angles[:, :16].contiguous(), sin=angles[:, :16].contiguous()
         ),
-        "pooling mean": lambda: ops.pooling(x, rows, rows, kind="mean", normalize=True),
+        "rotary": lambda: ops.kv_write(q, k, k, k_pages=None, v_pages=None, slots=None, **rotary),
         "pad": lambda: ops.pad(x, rows, rows, longest=LONGEST),
         "unpad": lambda: ops.unpad(x, rows, rows, longest=LONGEST, tokens=TOKENS),
     }  # fmt: skip
+    for kind in ops.POOLING_KINDS:
+        runs[f"pooling {kind}"] = partial(ops.pooling, x, rows, rows, kind=kind, normalize=True)
     for form, run in runs.items():
         yield Call(f"{form} {name}", name, 0, run)
 
@@ -120,9 +139,10 @@ def _sample_call() -> Iterator[Call]:
 
 
 def _calls() -> Iterator[Call]:
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        yield from _attention_calls(dtype)
-        yield from _row_calls(dtype)
+    for name in DTYPES:
+        yield from _attention_calls(name)
+        if name != "tf32":  # only attention multiplies matrices
+            yield from _row_calls(name)
     yield from _sample_call()
 
 

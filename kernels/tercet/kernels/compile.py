@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
@@ -72,29 +73,33 @@ def launches(call: Call) -> list[Launch]:
     def record(kernel: Any, grid: object) -> Any:
         return lambda *arguments, **keywords: recorded.append(Launch(kernel, arguments, keywords))
 
-    dispatch.select("triton")
     with (
         mock.patch.object(KernelInterface, "__getitem__", record),
-        mock.patch.object(dispatch, "_reasons", return_value=()),
+        mock.patch.multiple(dispatch, _selected="triton", _tf32=call.dtype == "tf32", _reasons=lambda *arguments: ()),
     ):
         call.run()
     return recorded
 
 
 def source(launch: Launch) -> tuple[Any, dict[str, Any]]:
-    """The compiler's input for a launch, specialized as triton does: 1 is a constant, multiples of 16 are known."""
+    """The compiler's input for a launch, specialized as triton does: 1 is a constant, multiples of 16 are known.
+
+    What a kernel is not specialized for is neither.
+    """
     from triton.compiler import ASTSource
 
     kernel = launch.kernel
     names: list[str] = kernel.arg_names
     values = dict(zip(names, launch.arguments, strict=False)) | launch.keywords
     constants = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+    unknown = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
     signature: dict[str, str] = {}
     constexprs: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], list[list[Any]]] = {}
     for index, name in enumerate(names):
         value = values[name]
-        if name in constants or value is None or (isinstance(value, int) and value == 1):
+        one = isinstance(value, int) and value == 1 and name not in unknown
+        if name in constants or value is None or one:
             signature[name] = "constexpr"
             constexprs[index,] = value
             continue
@@ -102,7 +107,7 @@ def source(launch: Launch) -> tuple[Any, dict[str, Any]]:
             signature[name] = POINTERS[value.dtype]
         else:
             signature[name] = "i32" if isinstance(value, int) else "fp32"
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+        if name not in unknown and (isinstance(value, torch.Tensor) or value % 16 == 0):
             attributes[index,] = [["tt.divisibility", 16]]
     options = {name: value for name, value in values.items() if name not in names}
     return ASTSource(kernel, signature, constexprs, attributes), options
@@ -115,9 +120,11 @@ def describe(launch: Launch) -> str:
     return " ".join(f"{name}={value}" for name, value in chosen.items())
 
 
-def fingerprint(call: Call, launch: Launch) -> str:
-    """Changes with the source of the kernel, of what it calls, and with the configuration."""
-    digest = hashlib.sha256(f"{call.name} {describe(launch)}".encode())
+def fingerprint(launch: Launch) -> str:
+    """Changes with the source of the kernel, of what it calls, and with the compiler's input."""
+    compiler_source, options = source(launch)
+    given = compiler_source.signature, compiler_source.constants, compiler_source.attrs, options
+    digest = hashlib.sha256(repr((launch.kernel.__name__, *(sorted(part.items()) for part in given))).encode())
     for module in sorted(_modules(launch.kernel.fn.__module__)):
         digest.update(Path(str(sys.modules[module].__file__)).read_bytes())
     return digest.hexdigest()[:16]
@@ -167,17 +174,24 @@ def compile_row(job: Job, deadline: float | None) -> Row | None:
     compiled = triton.compile(compiler_source, target=GPUTarget(*TARGETS[target]), options=options)
     return Row(
         triton=triton.__version__, call=job.call, kernel=launch.kernel.__name__, target=target,
-        configuration=describe(launch), shared=compiled.metadata.shared, hash=fingerprint(call, launch),
+        configuration=describe(launch), shared=compiled.metadata.shared, hash=fingerprint(launch),
         **resources(compiled, target),
     )  # fmt: skip
 
 
 def jobs() -> dict[tuple[str, str, str], tuple[Job, str]]:
-    """Every launch and target there should be a result of: what compiles it and its hash."""
+    """Every launch and target there should be a result of: what compiles it and its hash.
+
+    A launch that several calls have in common belongs to the first of them.
+    """
+    seen: set[str] = set()
     wanted: dict[tuple[str, str, str], tuple[Job, str]] = {}
     for name, call in CALLS.items():
         for number, launch in enumerate(launches(call)):
-            digest = fingerprint(call, launch)
+            digest = fingerprint(launch)
+            if digest in seen:
+                continue
+            seen.add(digest)
             for target in TARGETS:
                 wanted[name, launch.kernel.__name__, target] = Job(name, number, target), digest
     return wanted
@@ -186,30 +200,42 @@ def jobs() -> dict[tuple[str, str, str], tuple[Job, str]]:
 def compile_rows(work: Iterable[Job], *, processes: int, seconds: float | None = None) -> tuple[list[Row], list[str]]:
     """Compiles in other processes, starting none after `seconds`: the results, and what could not be compiled.
 
-    A compiler that aborts ends its process and not this one.
+    A compiler that aborts ends its process, and all that its pool had left to do is given up: that is compiled again
+    in pools of one process, where the first job given up is the one that aborts.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     rows: list[Row] = []
     failures: list[str] = []
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pending = {pool.submit(compile_row, job, deadline): job for job in work}
-        for done, future in enumerate(as_completed(pending), 1):
-            job = pending[future]
-            error = future.exception()
-            row = None if error else future.result()
-            if error:
-                failures.append(f"{job.call} {job.target} does not compile: {error!r}")
-            if row is not None:
-                rows.append(row)
-            if sys.stderr.isatty():
-                print(f"\r{done}/{len(pending)} {job.call} {job.target}\033[K", end="", file=sys.stderr)
+    left = list(work)
+    while left:
+        given_up: list[Job] = []
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            pending = {pool.submit(compile_row, job, deadline): job for job in left}
+            for done, future in enumerate(as_completed(pending), 1):
+                job, error = pending[future], future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    given_up.append(job)
+                elif error:
+                    failures.append(f"{job.call} {job.target} does not compile: {error!r}")
+                elif row := future.result():
+                    rows.append(row)
+                if sys.stderr.isatty():
+                    print(f"\r{done}/{len(pending)} {job.call} {job.target}\033[K", end="", file=sys.stderr)
+        left = [job for job in left if job in given_up]
+        if left and processes == 1:
+            failures.append(f"{left[0].call} {left[0].target} does not compile: the compiler aborts")
+            del left[0]
+        processes = 1
     return rows, failures
 
 
 def check(path: Path, sample: int, seed: int, processes: int, seconds: float) -> list[str]:
-    """What is wrong: results out of date, requirements that are broken, and a sample that comes out differently."""
+    """What is wrong: results out of date, requirements that are broken, and a sample that comes out differently.
+
+    What a version of triton makes of the sample that the table has no results of must meet the requirements.
+    """
     table, wanted = read_table(path), jobs()
-    versions = sorted({version for version, *_ in table} | {triton_version()})
+    versions = sorted({version for version, *_ in table} or {triton_version()})
     stale = {
         (version, *key): key
         for version in versions
@@ -227,7 +253,9 @@ def check(path: Path, sample: int, seed: int, processes: int, seconds: float) ->
     problems += failures
     problems += [problem for row in rows for problem in broken_requirements(row)]
     problems += [
-        f"{' '.join(row.key)}: compiles to {row}" for row in rows if row.key not in stale and table[row.key] != row
+        f"{' '.join(row.key)}: compiles to {row}"
+        for row in rows
+        if row.key not in stale and table.get(row.key, row) != row
     ]
     print(f"{len(table)} results, {len(stale)} out of date; compiled {len(rows)} with triton {triton_version()}")
     return sorted(set(problems))

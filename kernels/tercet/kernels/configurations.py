@@ -35,17 +35,17 @@ _TILES: Tiles = {
     ("paged_attention", _HALF): {128: (16, 32, 4, 3), 256: (16, 32, 4, 2)},
     ("paged_attention", _FLOAT): {128: (16, 32, 4, 1), 256: (16, 16, 4, 1)},
 }
-# With a bias or a window: smaller where the tiles above would spill, and no second stage for decoding, since triton 3.6
-# can't compile that with a bias for AMD.
+# With a bias, a window, or several causal queries a row over pages: smaller where the tiles above would spill, and no
+# second stage over pages, since triton 3.6 can't compile that with a bias for AMD.
 _MASKED_TILES: Tiles = {
-    ("attention", _HALF): {64: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
-    ("paged_attention", _HALF): {64: (16, 64, 4, 1), 256: (16, 32, 4, 1)},
+    ("attention", _HALF): {64: (128, 64, 8, 2), 128: (64, 32, 4, 2), 256: (64, 32, 8, 2)},
+    ("paged_attention", _HALF): {32: (16, 128, 4, 1), 64: (16, 64, 4, 1), 256: (16, 32, 4, 1)},
 }
 
 
 @functools.cache
 def tile(op: str, dtype: torch.dtype, head_dim: int, *, masked: bool = False) -> Tile:
-    """The shipped tile of an attention op; `masked` with a bias or a window."""
+    """The shipped tile of an attention op; `masked` for the forms of `_MASKED_TILES`."""
     name = str(dtype).removeprefix("torch.")
     key = next(key for key in _TILES if key[0] == op and name in key[1])
     tiles = _MASKED_TILES.get(key, _TILES[key]) if masked else _TILES[key]

@@ -129,10 +129,12 @@ def pooling(hidden: Tensor, start: Tensor, length: Tensor, *, kind: PoolingKind,
     if kind in ("mean", "max"):
         tokens = hidden[_places(start, length)].float()
         pooled = torch.segment_reduce(tokens, kind, lengths=length.long(), unsafe=True)
+        pooled.masked_fill_((length == 0)[:, None], 0)
     else:
         place = start.long() + (0 if kind == "cls" else length.long() - 1)
-        pooled = hidden[place.clamp(0, len(hidden) - 1)].float()
-    pooled.masked_fill_((length == 0)[:, None], 0)
+        real = length > 0
+        pooled = torch.zeros(len(start), hidden.shape[1])
+        pooled[real] = hidden[place[real]].float()
     return functional.normalize(pooled, dim=-1) if normalize else pooled
 
 
@@ -140,24 +142,26 @@ def sample(
     logits: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seed: Tensor,
     sample_index: Tensor, position: Tensor,
 ) -> Tensor:  # fmt: skip
-    tokens = logits.argmax(-1)
-    sampled = temperature.nonzero().flatten()
+    highest, tokens = logits.max(-1)
+    finite = highest.isfinite()
+    tokens[~finite] = logits.shape[1]
+    sampled = ((temperature > 0) & finite).nonzero().flatten()
     if len(sampled) == 0:
         return tokens
     draws = uniform(seed[sampled], sample_index[sampled], position[sampled]).tolist()
     settings = zip(sampled.tolist(), *(x[sampled].tolist() for x in (temperature, top_k, top_p, min_p)), strict=True)
     for (row, heat, k, p, floor), draw in zip(settings, draws, strict=True):
-        tokens[row] = _draw(logits[row] / heat, k, p, floor, draw)
+        tokens[row] = _draw((logits[row] - highest[row]).div_(heat), k, p, floor, draw)
     return tokens
 
 
 def _draw(scores: Tensor, top_k: int, top_p: float, min_p: float, draw: float) -> int:
-    """The inverse distribution function at `draw` over the tokens of scores [V] that may be drawn."""
+    """The inverse distribution function at `draw` over the tokens of scores [V], at most 0, that may be drawn."""
     tokens = None
     if 0 < top_k < len(scores):
         tokens = (scores >= scores.topk(top_k).values[-1]).nonzero().squeeze(1)
         scores = scores[tokens]
-    weights = (scores - scores.max()).exp_()
+    weights = scores.exp()
     if top_p < 1:
         weights = _top_p(weights, top_p)
     if min_p > 0:

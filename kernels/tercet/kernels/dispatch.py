@@ -42,8 +42,10 @@ KERNEL_MODULES = {
 }
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256
+MIN_CAPABILITY = (8, 0)  # of NVIDIA's GPUs
 ANY_DTYPE = ("pad", "unpad")  # these move numbers and compute nothing
 ATTENTION_OPS = ("attention", "paged_attention")
+TOKEN_STRIDE_OPS = (*ATTENTION_OPS, "kv_write")  # q, k and v, their first arguments, may be slices of one tensor
 
 _launches: Counter[str] = Counter()
 _selected: Implementation | None = None  # None: by the device of the tensors
@@ -99,13 +101,15 @@ def unsupported_reasons(
 
     `dtype` is that of the floating-point input, `head_dim` the size of an attention head where the op has one.
     """
-    return list(_reasons(op, implementation, torch.device(device).type, dtype, head_dim, _interpreted()))
+    return list(_reasons(op, implementation, torch.device(device), dtype, head_dim, _interpreted()))
 
 
 def call(op: str, tensor: torch.Tensor, *arguments: Any, head_dim: int | None = None, **options: Any) -> Any:
     """Runs `op` on the selected implementation; `tensor`, its first argument, decides device and dtype."""
     implementation = selected(tensor.device)
-    reasons = _reasons(op, implementation, tensor.device.type, tensor.dtype, head_dim, _interpreted())
+    reasons = _reasons(op, implementation, tensor.device, tensor.dtype, head_dim, _interpreted())
+    if implementation == "triton":
+        reasons += _layout_reasons(op, (tensor, *arguments), options)
     if reasons:
         raise UnsupportedError(op, implementation, list(reasons))
     _launches[f"{op}/{implementation}"] += 1
@@ -124,7 +128,7 @@ def _interpreted() -> bool:
 
 @functools.cache
 def _reasons(
-    op: str, implementation: str, device: str, dtype: torch.dtype, head_dim: int | None, interpreted: bool
+    op: str, implementation: str, device: torch.device, dtype: torch.dtype, head_dim: int | None, interpreted: bool
 ) -> tuple[str, ...]:
     if op not in KERNEL_MODULES:
         return (f"there is no op {op!r}, only {', '.join(KERNEL_MODULES)}",)
@@ -133,14 +137,18 @@ def _reasons(
     if implementation == "reference":
         return ()
     if implementation == "cpu":
-        return () if device == "cpu" else (f"the tensors are on {device}, not on a CPU",)
+        return () if device.type == "cpu" else (f"the tensors are on {device.type}, not on a CPU",)
+    capability = _capability(device)
     refused = {
         "triton is not installed": importlib.util.find_spec("triton") is None,
-        f"there are no kernels for {device}": device not in ("cpu", "cuda"),
-        "the tensors are on a CPU, where kernels run only in the interpreter (TRITON_INTERPRET=1)": device == "cpu"
+        f"there are no kernels for {device.type}": device.type not in ("cpu", "cuda"),
+        f"the GPU has compute capability {_dotted(capability)}, kernels need {_dotted(MIN_CAPABILITY)}": capability
+        < MIN_CAPABILITY,
+        "the tensors are on a CPU, where kernels run only in the interpreter (TRITON_INTERPRET=1)": device.type == "cpu"
         and not interpreted,
         f"kernels compute in float32, float16 and bfloat16, not in {dtype}": op not in ANY_DTYPE
         and dtype not in KERNEL_DTYPES,
+        f"the value to pad with travels as float32, too narrow for {dtype}": op == "pad" and dtype == torch.float64,
         "the interpreter multiplies bfloat16 matrices wrongly": op in ATTENTION_OPS
         and dtype == torch.bfloat16
         and interpreted,
@@ -148,3 +156,42 @@ def _reasons(
         and not 0 < head_dim <= MAX_HEAD_DIM,
     }
     return tuple(reason for reason, applies in refused.items() if applies)
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of an NVIDIA GPU; of what else there may be, one that suffices."""
+    if device.type != "cuda" or torch.version.hip or not torch.cuda.is_available():
+        return MIN_CAPABILITY
+    return torch.cuda.get_device_capability(device)
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
+
+
+def _layout_reasons(op: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[str, ...]:
+    """Why the kernels can't read these tensors as they lie in memory."""
+    if op not in TOKEN_STRIDE_OPS:
+        laid_out = all(_contiguous(x) for x in (*arguments, *options.values()))
+        return () if laid_out else ("a tensor is not contiguous",)
+    refused = {
+        "the heads of a token are not contiguous": not all(map(_dense_heads, arguments)),
+        "a tensor beside q, k and v is not contiguous": not all(map(_contiguous, options.values())),
+    }
+    if op in ATTENTION_OPS:
+        k, v = arguments[1:]
+        refused["the tokens of k and v lie at different distances"] = len(k) > 1 and k.stride() != v.stride()
+    return tuple(reason for reason, applies in refused.items() if applies)
+
+
+def _contiguous(x: Any) -> bool:
+    return not isinstance(x, torch.Tensor) or x.is_contiguous()
+
+
+def _dense_heads(x: torch.Tensor | None) -> bool:
+    """Whether x [tokens, heads, head_dim] may have any distance between tokens; pages may not."""
+    return (
+        x is None
+        or x.is_contiguous()
+        or (x.ndim == 3 and x.stride(2) == 1 and (x.shape[1] == 1 or x.stride(1) == x.shape[2]))
+    )

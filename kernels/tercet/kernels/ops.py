@@ -1,9 +1,11 @@
 """The ops: what they compute, whichever implementation runs.
 
 A batch is rows in flat storage: row `b` is the `length[b]` tokens from `start[b]`. Packed (starts are the running sum
-of the lengths) and padded (`start[b] = b * longest`) are the same to every op. Tensors are contiguous and on one
-device; starts, lengths, page tables, positions, slots and token ids are int32 or int64. `T` is tokens of storage, `B`
-rows, `H` heads, `D` the size of a head. On a GPU nothing here waits for the device.
+of the lengths) and padded (`start[b] = b * longest`) are the same to every op. Tensors are on one device and
+contiguous, except that the q, k and v of attention and kv_write may be column slices of one matrix: a token's heads lie
+together, tokens at any distance, the same for k and v. Starts, lengths, page tables, positions, slots and token ids are
+int32 or int64. `T` is tokens of storage, `B` rows, `H` heads, `D` the size of a head. On a GPU nothing here waits for
+the device.
 """
 
 from __future__ import annotations
@@ -69,10 +71,11 @@ def attention(
             q, k, v, page_table=page_table, q_start=q_start, q_length=q_length, kv_length=kv_length,
             longest_q=longest_q, longest_kv=longest_kv, causal=causal, window=window, scale=scale, bias=bias, out=out,
         )  # fmt: skip
-    _check_attention(q, k, v, bias)
+    _check_attention(q, k, v, bias, window)
     return dispatch.call(
         "attention", q, k, v, q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q,
-        longest_kv=longest_kv, kv_start=kv_start, page_table=page_table, causal=causal, window=window,
+        longest_kv=longest_kv, kv_start=kv_start, page_table=page_table, causal=causal,
+        window=window and _bounded(window, longest_q + longest_kv),
         scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias, out=out, head_dim=q.shape[-1],
     )  # fmt: skip
 
@@ -95,20 +98,29 @@ def paged_attention(
     out: Tensor | None = None,
 ) -> Tensor:
     """`attention` over pages for few queries a row: keys are split over a fixed grid and combined (Flash-Decoding)."""
-    _check_attention(q, k, v, bias)
+    _check_attention(q, k, v, bias, window)
     return dispatch.call(
         "paged_attention", q, k, v, page_table=page_table, q_start=q_start, q_length=q_length, kv_length=kv_length,
-        longest_q=longest_q, longest_kv=longest_kv, causal=causal, window=window,
+        longest_q=longest_q, longest_kv=longest_kv, causal=causal,
+        window=window and _bounded(window, longest_q + longest_kv),
         scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias, out=out, head_dim=q.shape[-1],
     )  # fmt: skip
 
 
-def _check_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> None:
+def _bounded(window: tuple[int, int], distance: int) -> tuple[int, int]:
+    """The same window where no key is further than `distance`: sums of positions and its sides stay in int32."""
+    left, right = window
+    return min(left, distance), min(right, distance)
+
+
+def _check_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, window: tuple[int, int] | None) -> None:
     heads, head_dim = q.shape[1:]
     if k.shape != v.shape or k.shape[-1] != head_dim or heads % k.shape[-2]:
         raise ValueError(f"q, k, v of shapes {list(q.shape)}, {list(k.shape)}, {list(v.shape)} don't fit together")
     if bias is not None and (bias.shape[0] != heads or bias.shape[1] % 2 == 0):
         raise ValueError(f"bias must be [{heads}, 2 * max_distance + 1], not {list(bias.shape)}")
+    if window is not None and min(window) < 0:
+        raise ValueError(f"window must be two numbers of keys, both at least 0, not {window}")
 
 
 def pad(packed: Tensor, start: Tensor, length: Tensor, *, longest: int, value: float = 0) -> Tensor:
@@ -252,6 +264,9 @@ def sample(
     - temperature float32 [N]; 0 takes the likeliest token, the lowest index among equals.
     - top_k int32 [N]; 0 is off. top_p float32 [N]; 1 is off. min_p float32 [N]; 0 is off.
     - seed int64 [N], the bit pattern of an unsigned 64-bit seed; sample, position int32 [N].
+
+    A row whose likeliest logit isn't finite (a NaN anywhere, all -inf, +inf) has no distribution: it gives V, which is
+    no token, at temperature 0 too, in every implementation. The caller must reject it.
     """
     return dispatch.call(
         "sample", logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,

@@ -183,10 +183,16 @@ def sample(
 ) -> Tensor:  # fmt: skip
     draws = uniform(seed, sample_index, position)
     tokens = logits.argmax(-1)
-    for row in temperature.nonzero().flatten().tolist():
-        scores = _wide(logits[row]) / temperature[row]
+    for row, heat in enumerate(temperature):
+        highest = logits[row].max()
+        if not highest.isfinite():
+            tokens[row] = logits.shape[1]
+            continue
+        if heat <= 0:
+            continue
+        scores = _wide(logits[row] - highest) / heat
         kept = kept_tokens(scores, int(top_k[row]), float(top_p[row]), float(min_p[row]))
-        mass = torch.where(kept, (scores - scores.max()).exp(), 0).double().cumsum(0)
+        mass = torch.where(kept, scores.exp(), 0).double().cumsum(0)
         tokens[row] = torch.searchsorted(mass, draws[row].double() * mass[-1], right=True)
     return tokens
 

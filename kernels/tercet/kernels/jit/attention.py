@@ -6,13 +6,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 import triton
 import triton.language as tl
 
 from tercet.kernels import dispatch
 from tercet.kernels.configurations import tile
-from tercet.kernels.jit.rows import find_rows
+from tercet.kernels.jit.rows import PER_BATCH, find_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,10 +91,10 @@ def attend(
     return acc, m, l
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PER_BATCH)
 def attention_kernel(
-    q_ptr,  # [T, H, HEAD_DIM]
-    k_ptr,  # [T_k, H_kv, HEAD_DIM] or [pages, PAGE_SIZE, H_kv, HEAD_DIM]
+    q_ptr,  # [T, H, HEAD_DIM], a token every Q_STRIDE elements
+    k_ptr,  # [T_k, H_kv, HEAD_DIM] or [pages, PAGE_SIZE, H_kv, HEAD_DIM], a token every K_STRIDE elements
     v_ptr,  # as k
     out_ptr,  # [T, H, HEAD_DIM]
     q_start_ptr,  # [B]
@@ -104,7 +103,7 @@ def attention_kernel(
     kv_length_ptr,  # [B]
     page_table_ptr,  # [B, PAGES], unused unless PAGED
     bias_ptr,  # float32 [H, 2 * reach + 1], unused unless BIAS
-    TOKENS, ROWS, HEADS, GROUP, PAGES, reach, left, right, scale,
+    TOKENS, ROWS, HEADS, GROUP, PAGES, Q_STRIDE, K_STRIDE, reach, left, right, scale,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BIAS: tl.constexpr, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -113,15 +112,19 @@ def attention_kernel(
     head = tl.program_id(1)
     row = tl.program_id(2)
     d = tl.arange(0, BLOCK_D)
-    q_stride = HEADS * HEAD_DIM
+    out_stride = HEADS * HEAD_DIM
     if row == ROWS:
-        for first in range(tl.program_id(0) * BLOCK_M, TOKENS, tl.num_programs(0) * BLOCK_M):
+        # These programs share the storage out among them, whatever their head.
+        programs = tl.num_programs(0) * HEADS
+        for first in range((tl.program_id(0) * HEADS + head) * BLOCK_M, TOKENS, programs * BLOCK_M):
             token = first + tl.arange(0, BLOCK_M)
             owner, _ = find_rows(token, q_start_ptr, q_length_ptr, ROWS, BLOCK_M, 32)
             empty = (token < TOKENS) & (owner < 0)
-            pointers = out_ptr + token.to(tl.int64)[:, None] * q_stride + head * HEAD_DIM + d[None, :]
+            pointers = out_ptr + token.to(tl.int64)[:, None] * out_stride + d[None, :]
             zeros = tl.zeros([BLOCK_M, BLOCK_D], out_ptr.dtype.element_ty)
-            tl.store(pointers, zeros, mask=empty[:, None] & (d < HEAD_DIM)[None, :])
+            if tl.max(empty.to(tl.int32), axis=0) > 0:
+                for offset in range(0, out_stride, HEAD_DIM):
+                    tl.store(pointers + offset, zeros, mask=empty[:, None] & (d < HEAD_DIM)[None, :])
         return
 
     q_length = tl.load(q_length_ptr + row).to(tl.int32)
@@ -135,7 +138,6 @@ def attention_kernel(
     page_row_ptr = page_table_ptr
     if PAGED:
         page_row_ptr += row.to(tl.int64) * PAGES
-    kv_stride = (HEADS // GROUP) * HEAD_DIM
     k_ptr += (head // GROUP) * HEAD_DIM
     v_ptr += (head // GROUP) * HEAD_DIM
     if BIAS:
@@ -143,7 +145,7 @@ def attention_kernel(
 
     i = first_q + tl.arange(0, BLOCK_M)
     q_mask = (i < q_length)[:, None] & (d < HEAD_DIM)[None, :]
-    q_offsets = (q_start + i)[:, None] * q_stride + head * HEAD_DIM + d[None, :]
+    q_offsets = (q_start + i)[:, None] * Q_STRIDE + head * HEAD_DIM + d[None, :]
     q = tl.load(q_ptr + q_offsets, mask=q_mask, other=0.0)  # [BLOCK_M, BLOCK_D]
     q_pos = i + kv_length - q_length
 
@@ -171,20 +173,21 @@ def attention_kernel(
     if WINDOW:
         acc, m, l = attend(
             acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, bias_ptr, lo, full_lo, kv_length, left, right,
-            scale, kv_stride, reach, True, CAUSAL, WINDOW, BIAS, PAGED, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N,
+            scale, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, PAGED, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N,
             PRECISION,
         )  # fmt: skip
     acc, m, l = attend(
         acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, bias_ptr, full_lo, full_hi, kv_length, left, right,
-        scale, kv_stride, reach, False, CAUSAL, WINDOW, BIAS, PAGED, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+        scale, K_STRIDE, reach, False, CAUSAL, WINDOW, BIAS, PAGED, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
     )  # fmt: skip
     acc, m, l = attend(
         acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, bias_ptr, full_hi, hi, kv_length, left, right,
-        scale, kv_stride, reach, True, CAUSAL, WINDOW, BIAS, PAGED, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+        scale, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, PAGED, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
     )  # fmt: skip
     # Queries that see no key have l = 0 and acc = 0.
     acc = acc / tl.where(l == 0, 1.0, l)[:, None]
-    tl.store(out_ptr + q_offsets, acc.to(out_ptr.dtype.element_ty), mask=q_mask)
+    out_offsets = (q_start + i)[:, None] * out_stride + head * HEAD_DIM + d[None, :]
+    tl.store(out_ptr + out_offsets, acc.to(out_ptr.dtype.element_ty), mask=q_mask)
 
 
 def attention(
@@ -192,7 +195,7 @@ def attention(
     longest_kv: int, kv_start: Tensor | None, page_table: Tensor | None, causal: bool, window: tuple[int, int] | None,
     scale: float, bias: Tensor | None, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    out = torch.empty_like(q) if out is None else out
+    out = q.new_empty(q.shape) if out is None else out
     tokens, heads, head_dim = q.shape
     blocks = tile("attention", q.dtype, head_dim, masked=bias is not None or window is not None)
     left, right = window or (0, 0)
@@ -200,7 +203,7 @@ def attention(
     attention_kernel[grid](
         q, k, v, out, q_start, q_length, kv_start, kv_length, page_table, bias,
         tokens, len(q_start), heads, heads // k.shape[-2], 0 if page_table is None else page_table.shape[1],
-        0 if bias is None else bias.shape[1] // 2, left, right, scale * LOG2E,
+        q.stride(0), k.stride(-3), 0 if bias is None else bias.shape[1] // 2, left, right, scale * LOG2E,
         CAUSAL=causal, WINDOW=window is not None, BIAS=bias is not None, PAGED=page_table is not None,
         PAGE_SIZE=1 if page_table is None else k.shape[1],
         HEAD_DIM=head_dim, BLOCK_D=blocks.block_d, BLOCK_M=blocks.block_m, BLOCK_N=blocks.block_n,

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from tercet.kernels.configurations import row_warps
 from tercet.kernels.jit.norm import normalize_row
+from tercet.kernels.jit.rows import PER_BATCH
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from tercet.kernels.ops import NormKind
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PER_BATCH)
 def embedding_kernel(
     token_ids_ptr,  # [T]
     word_ptr,  # [V, D]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from tercet.kernels.jit.rows import PER_BATCH
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -41,18 +43,18 @@ def copy_heads(x_ptr, y_ptr, SIZE, BLOCK: tl.constexpr):
     tl.store(y_ptr + i, tl.load(x_ptr + i, mask=i < SIZE, other=0.0), mask=i < SIZE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PER_BATCH)
 def kv_write_kernel(
-    q_ptr,  # [T, Q_HEADS, HEAD_DIM] or None
-    k_ptr,  # [T, KV_HEADS, HEAD_DIM]
-    v_ptr,  # as k, or None
+    q_ptr,  # [T, Q_HEADS, HEAD_DIM] or None, a token every Q_STRIDE elements
+    k_ptr,  # [T, KV_HEADS, HEAD_DIM], a token every K_STRIDE elements
+    v_ptr,  # as k, or None, a token every V_STRIDE elements
     k_pages_ptr,  # [pages * page_size, KV_HEADS, HEAD_DIM] or None
     v_pages_ptr,  # as k_pages
     slots_ptr,  # [T] or None
     positions_ptr,  # [T] or None
     cos_ptr,  # float32 [positions, HALF] or None
     sin_ptr,  # as cos
-    Q_HEADS, KV_HEADS,
+    Q_HEADS, KV_HEADS, Q_STRIDE, K_STRIDE, V_STRIDE,
     ROTATE: tl.constexpr, ROTATE_Q: tl.constexpr, WRITE: tl.constexpr, INTERLEAVED: tl.constexpr,
     HEAD_DIM: tl.constexpr, HALF: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr,
     BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_COPY: tl.constexpr,
@@ -66,12 +68,12 @@ def kv_write_kernel(
         sin = tl.load(sin_ptr + angle, mask=pair < HALF, other=0.0)
     if tl.program_id(1) == 1:
         if ROTATE_Q:
-            q_ptr += token * Q_HEADS * HEAD_DIM
+            q_ptr += token * Q_STRIDE
             rotate_into(
                 q_ptr, q_ptr, cos, sin, Q_HEADS, HEAD_DIM, HALF, INTERLEAVED, False, BLOCK_Q, BLOCK_HALF, BLOCK_REST
             )
     else:
-        k_ptr += token * KV_HEADS * HEAD_DIM
+        k_ptr += token * K_STRIDE
         if WRITE:
             slot = tl.load(slots_ptr + token).to(tl.int64)
             if slot >= 0:
@@ -84,8 +86,7 @@ def kv_write_kernel(
                 else:
                     copy_heads(k_ptr, k_pages_ptr, KV_HEADS * HEAD_DIM, BLOCK_COPY)
                 copy_heads(
-                    v_ptr + token * KV_HEADS * HEAD_DIM, v_pages_ptr + slot * KV_HEADS * HEAD_DIM,
-                    KV_HEADS * HEAD_DIM, BLOCK_COPY,
+                    v_ptr + token * V_STRIDE, v_pages_ptr + slot * KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, BLOCK_COPY
                 )  # fmt: skip
         elif ROTATE:
             rotate_into(
@@ -104,6 +105,7 @@ def kv_write(
     half = 0 if cos is None else cos.shape[1]
     kv_write_kernel[tokens, 1 if q is None or cos is None else 2](
         q, k, v, k_pages, v_pages, slots, positions, cos, sin, q_heads, kv_heads,
+        0 if q is None else q.stride(0), k.stride(0), 0 if v is None else v.stride(0),
         ROTATE=cos is not None, ROTATE_Q=q is not None and cos is not None, WRITE=k_pages is not None,
         INTERLEAVED=interleaved, HEAD_DIM=head_dim, HALF=half,
         BLOCK_Q=triton.next_power_of_2(max(1, q_heads)), BLOCK_KV=triton.next_power_of_2(kv_heads),

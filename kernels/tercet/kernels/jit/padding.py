@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tercet.kernels.jit.rows import find_rows
+from tercet.kernels.jit.rows import PER_BATCH, find_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ MAX_BLOCK_N = 1024
 BLOCK_ELEMENTS = 2048
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PER_BATCH)
 def pad_kernel(
     packed_ptr,  # [T, N]
     padded_ptr,  # [B * longest, N]
@@ -42,7 +42,7 @@ def pad_kernel(
     tl.store(padded_ptr + token.to(tl.int64)[:, None] * N + n[None, :], x, mask=inside[:, None] & (n < N)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PER_BATCH)
 def unpad_kernel(
     padded_ptr,  # [B * longest, N]
     packed_ptr,  # [T, N]

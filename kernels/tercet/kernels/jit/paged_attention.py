@@ -14,19 +14,20 @@ import triton.language as tl
 from tercet.kernels import dispatch
 from tercet.kernels.configurations import tile
 from tercet.kernels.jit.attention import LOG2E, attend
-from tercet.kernels.jit.rows import find_rows
+from tercet.kernels.jit.rows import PER_BATCH, find_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SPLITS = 64
+COMBINED_SPLITS = 16  # so many splits are combined in a step
 INTERPRETER_PROCESSORS = 8  # the interpreter runs program by program: enough to split
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PER_BATCH)
 def split_kernel(
-    q_ptr,  # [T, H, HEAD_DIM]
-    k_ptr,  # [pages, PAGE_SIZE, H_kv, HEAD_DIM]
+    q_ptr,  # [T, H, HEAD_DIM], a token every Q_STRIDE elements
+    k_ptr,  # [pages, PAGE_SIZE, H_kv, HEAD_DIM], a token every K_STRIDE elements
     v_ptr,  # as k
     partial_ptr,  # float32 [SPLITS, T, H, HEAD_DIM]: each split's normalised output
     lse_ptr,  # float32 [SPLITS, T, H]: log2 of its sum of exponentials, -inf where a query sees no key of it
@@ -35,7 +36,7 @@ def split_kernel(
     kv_length_ptr,  # [B]
     page_table_ptr,  # [B, PAGES]
     bias_ptr,  # float32 [H, 2 * reach + 1], unused unless BIAS
-    TOKENS, HEADS, GROUP, PAGES, reach, left, right, scale,
+    TOKENS, HEADS, GROUP, PAGES, Q_STRIDE, K_STRIDE, reach, left, right, scale,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BIAS: tl.constexpr, PAGE_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -60,7 +61,8 @@ def split_kernel(
     d = tl.arange(0, BLOCK_D)
     q_mask = (i < q_length)[:, None] & (d < HEAD_DIM)[None, :]
     q_rows = (q_start + i) * HEADS + head
-    q = tl.load(q_ptr + q_rows[:, None] * HEAD_DIM + d[None, :], mask=q_mask, other=0.0)  # [BLOCK_M, BLOCK_D]
+    q_offsets = (q_start + i) * Q_STRIDE + head * HEAD_DIM
+    q = tl.load(q_ptr + q_offsets[:, None] + d[None, :], mask=q_mask, other=0.0)  # [BLOCK_M, BLOCK_D]
 
     # Keys that some query of the tile sees are in [lo, hi); every split takes an equal share of whole tiles.
     first_pos = first // GROUP + kv_length - q_length
@@ -84,7 +86,6 @@ def split_kernel(
     full_hi = tl.maximum(tl.minimum(full_hi, hi) // BLOCK_N * BLOCK_N, full_lo)
 
     page_row_ptr = page_table_ptr + row.to(tl.int64) * PAGES
-    kv_stride = kv_heads * HEAD_DIM
     k_ptr += kv_head * HEAD_DIM
     v_ptr += kv_head * HEAD_DIM
     if BIAS:
@@ -95,15 +96,15 @@ def split_kernel(
     if WINDOW:
         acc, m, l = attend(
             acc, m, l, q, q_pos, k_ptr, v_ptr, 0, page_row_ptr, bias_ptr, lo, full_lo, kv_length, left, right,
-            scale, kv_stride, reach, True, CAUSAL, WINDOW, BIAS, True, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+            scale, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, True, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
         )  # fmt: skip
     acc, m, l = attend(
         acc, m, l, q, q_pos, k_ptr, v_ptr, 0, page_row_ptr, bias_ptr, full_lo, full_hi, kv_length, left, right,
-        scale, kv_stride, reach, False, CAUSAL, WINDOW, BIAS, True, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+        scale, K_STRIDE, reach, False, CAUSAL, WINDOW, BIAS, True, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
     )  # fmt: skip
     acc, m, l = attend(
         acc, m, l, q, q_pos, k_ptr, v_ptr, 0, page_row_ptr, bias_ptr, full_hi, hi, kv_length, left, right,
-        scale, kv_stride, reach, True, CAUSAL, WINDOW, BIAS, True, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+        scale, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, True, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
     )  # fmt: skip
     seen = l > 0
     acc = acc / tl.where(seen, l, 1.0)[:, None]
@@ -114,7 +115,7 @@ def split_kernel(
         tl.store(partial_ptr + rows[:, None] * HEAD_DIM + d[None, :], acc, mask=q_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PER_BATCH)
 def combine_kernel(
     partial_ptr,  # float32 [SPLITS, T, H, HEAD_DIM]
     lse_ptr,  # float32 [SPLITS, T, H]
@@ -128,17 +129,25 @@ def combine_kernel(
     token = tl.program_id(0)
     head = tl.program_id(1)
     owner, _ = find_rows(token + tl.zeros([1], tl.int32), q_start_ptr, q_length_ptr, ROWS, 1, 32)
-    split = tl.arange(0, BLOCK_S)
     d = tl.arange(0, BLOCK_D)
-    rows = (split.to(tl.int64) * TOKENS + token) * HEADS + head
-    covered = (split < SPLITS) & (owner >= 0)  # owner is [1]
-    lse = tl.load(lse_ptr + rows, mask=covered, other=float("-inf"))  # [BLOCK_S]
-    origin = tl.max(lse, axis=0)
-    weight = tl.exp2(lse - tl.where(origin == float("-inf"), 0.0, origin))
-    weight = weight / tl.maximum(tl.sum(weight, axis=0), 1e-30)
-    loaded = (lse > float("-inf"))[:, None] & (d < HEAD_DIM)[None, :]
-    partial = tl.load(partial_ptr + rows[:, None] * HEAD_DIM + d[None, :], mask=loaded, other=0.0)  # [BLOCK_S, BLOCK_D]
-    out = tl.sum(weight[:, None] * partial, axis=0)
+    acc = tl.zeros([BLOCK_D], tl.float32)
+    m = tl.full([], float("-inf"), tl.float32)
+    l = tl.zeros([], tl.float32)
+    for first in range(0, SPLITS, BLOCK_S):
+        split = first + tl.arange(0, BLOCK_S)
+        rows = (split.to(tl.int64) * TOKENS + token) * HEADS + head
+        covered = (split < SPLITS) & (owner >= 0)  # owner is [1]
+        lse = tl.load(lse_ptr + rows, mask=covered, other=float("-inf"))  # [BLOCK_S]
+        m_new = tl.maximum(m, tl.max(lse, axis=0))
+        origin = tl.where(m_new == float("-inf"), 0.0, m_new)
+        weight = tl.exp2(lse - origin)
+        loaded = (lse > float("-inf"))[:, None] & (d < HEAD_DIM)[None, :]
+        partial = tl.load(partial_ptr + rows[:, None] * HEAD_DIM + d[None, :], mask=loaded, other=0.0)
+        alpha = tl.exp2(m - origin)
+        acc = acc * alpha + tl.sum(weight[:, None] * partial, axis=0)  # partial is [BLOCK_S, BLOCK_D]
+        l = l * alpha + tl.sum(weight, axis=0)
+        m = m_new
+    out = acc / tl.where(l > 0, l, 1.0)
     offsets = (token.to(tl.int64) * HEADS + head) * HEAD_DIM + d
     tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=d < HEAD_DIM)
 
@@ -160,13 +169,14 @@ def paged_attention(
     longest_kv: int, page_table: Tensor, causal: bool, window: tuple[int, int] | None, scale: float,
     bias: Tensor | None, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    out = torch.empty_like(q) if out is None else out
+    out = q.new_empty(q.shape) if out is None else out
     tokens, heads, head_dim = q.shape
     page_size, kv_heads = k.shape[1:3]
     group, rows = heads // kv_heads, len(q_start)
     if tokens == 0:
         return out
-    blocks = tile("paged_attention", q.dtype, head_dim, masked=bias is not None or window is not None)
+    causal = causal and longest_q > 1  # one query sees every key anyway
+    blocks = tile("paged_attention", q.dtype, head_dim, masked=causal or bias is not None or window is not None)
     programs = kv_heads * triton.cdiv(max(1, longest_q) * group, blocks.block_m)
     splits = split_count(rows * programs, triton.cdiv(longest_kv, blocks.block_n), _processors(q.device))
     partial = torch.empty((splits, tokens, heads, head_dim), dtype=torch.float32, device=q.device)
@@ -174,14 +184,14 @@ def paged_attention(
     left, right = window or (0, 0)
     split_kernel[splits, programs, rows](
         q, k, v, partial, lse, q_start, q_length, kv_length, page_table, bias,
-        tokens, heads, group, page_table.shape[1], 0 if bias is None else bias.shape[1] // 2, left, right,
-        scale * LOG2E,
-        CAUSAL=causal and longest_q > 1, WINDOW=window is not None, BIAS=bias is not None, PAGE_SIZE=page_size,
+        tokens, heads, group, page_table.shape[1], q.stride(0), k.stride(1),
+        0 if bias is None else bias.shape[1] // 2, left, right, scale * LOG2E,
+        CAUSAL=causal, WINDOW=window is not None, BIAS=bias is not None, PAGE_SIZE=page_size,
         HEAD_DIM=head_dim, BLOCK_D=blocks.block_d, BLOCK_M=blocks.block_m, BLOCK_N=blocks.block_n,
         PRECISION=dispatch.input_precision(), num_warps=blocks.num_warps, num_stages=blocks.num_stages,
     )  # fmt: skip
     combine_kernel[tokens, heads](
         partial, lse, out, q_start, q_length, tokens, rows, heads, splits,
-        HEAD_DIM=head_dim, BLOCK_D=blocks.block_d, BLOCK_S=triton.next_power_of_2(splits), num_warps=1,
+        HEAD_DIM=head_dim, BLOCK_D=blocks.block_d, BLOCK_S=COMBINED_SPLITS, num_warps=max(1, blocks.block_d // 64),
     )  # fmt: skip
     return out

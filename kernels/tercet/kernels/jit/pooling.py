@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tercet.kernels.jit.rows import PER_BATCH
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 TILE_ELEMENTS = 8192
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PER_BATCH)
 def pooling_kernel(
     hidden_ptr,  # [T, D]
     start_ptr,  # [B]

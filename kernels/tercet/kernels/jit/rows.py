@@ -1,9 +1,17 @@
-"""Which row of a batch covers a token of flat storage."""
+"""The rows of a batch: what of them kernels are not specialized for, and which row covers a token of flat storage."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+# Arguments that change from batch to batch. Triton would compile a kernel anew for each that becomes 1 or a multiple of
+# 16, in the middle of a request.
+PER_BATCH = (
+    "TOKENS", "ROWS", "PAGES", "SPLITS", "longest", "value", "left", "right",
+    "start_ptr", "length_ptr", "q_start_ptr", "q_length_ptr", "kv_start_ptr", "kv_length_ptr", "page_table_ptr",
+    "slots_ptr", "positions_ptr", "token_ids_ptr", "type_ids_ptr",
+)  # fmt: skip
 
 
 @triton.jit

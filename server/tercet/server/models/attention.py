@@ -170,6 +170,5 @@ class CrossAttention(nn.Module):
 
 
 def heads(x: Tensor, head_dim: int) -> Tensor:
-    """[T, heads * head_dim] -> [T, heads, head_dim]; kernels want that contiguous, others take a view."""
-    split = x.unflatten(-1, (-1, head_dim))
-    return split.contiguous() if kernels.dispatch.selected(x.device) == "triton" else split
+    """[T, heads * head_dim] -> [T, heads, head_dim], a view."""
+    return x.unflatten(-1, (-1, head_dim))
