@@ -26,7 +26,7 @@ GAPS = ("", " ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", " \n ", "\u00a0", "\u3
 
 
 def texts(count: int, seed: int = 0) -> list[str]:
-    """`count` texts: each piece and special token alone and amid spaces, then random mixtures, then random characters."""
+    """`count` texts: pieces and special tokens alone and amid spaces, then mixtures of them, then random characters."""
     random_ = random.Random(seed)
     made = [
         before + piece + after for piece in (*PIECES, *SPECIAL) for before, after in (("", ""), (" ", " "), ("a", "b"))
