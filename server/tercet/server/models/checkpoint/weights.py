@@ -88,11 +88,7 @@ def load_weights(
         if transfer.into.transpose:
             source = source.t()
         destination = _storage(transformer, transfer.parameter, device, dtype)
-        rows = destination.narrow(0, transfer.start, transfer.size)
-        if rows.ndim == 2:
-            rows.t().copy_(source.t())  # rows are stored by columns: so copied, a CPU writes them in order
-        else:
-            rows.copy_(source)
+        destination.narrow(0, transfer.start, transfer.size).copy_(source)
         done += transfer.tensor.nbytes
         if progress:
             progress(done, total)
@@ -185,7 +181,7 @@ def _storage(transformer: nn.Module, parameter: str, device: torch.device, dtype
     planned = transformer.get_parameter(parameter)
     if not planned.is_meta:
         return planned
-    storage = torch.empty_strided(planned.shape, planned.stride(), dtype=dtype, device=device)
+    storage = torch.empty(planned.shape, dtype=dtype, device=device)
     setattr(owner, name, nn.Parameter(storage, requires_grad=False))
     return storage
 
