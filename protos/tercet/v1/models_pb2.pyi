@@ -20,6 +20,13 @@ class Task(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TASK_EMBED: _ClassVar[Task]
     TASK_GENERATE: _ClassVar[Task]
     TASK_CHAT: _ClassVar[Task]
+    TASK_RERANK: _ClassVar[Task]
+    TASK_CLASSIFY: _ClassVar[Task]
+    TASK_ZERO_SHOT: _ClassVar[Task]
+    TASK_TAG: _ClassVar[Task]
+    TASK_FILL_MASK: _ClassVar[Task]
+    TASK_ANSWER: _ClassVar[Task]
+    TASK_SCORE: _ClassVar[Task]
 
 class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -37,6 +44,13 @@ TASK_UNSPECIFIED: Task
 TASK_EMBED: Task
 TASK_GENERATE: Task
 TASK_CHAT: Task
+TASK_RERANK: Task
+TASK_CLASSIFY: Task
+TASK_ZERO_SHOT: Task
+TASK_TAG: Task
+TASK_FILL_MASK: Task
+TASK_ANSWER: Task
+TASK_SCORE: Task
 MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_LOADING: ModelState
 MODEL_STATE_READY: ModelState
@@ -61,7 +75,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "family", "architecture", "tasks", "state", "max_length", "vocab_size", "embedding_size", "dtype", "device", "parameters")
+    __slots__ = ("name", "family", "architecture", "tasks", "state", "max_length", "vocab_size", "embedding_size", "dtype", "device", "parameters", "labels", "mask_token", "prompts", "generation_tasks", "languages")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +87,11 @@ class Model(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    MASK_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_TASKS_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGES_FIELD_NUMBER: _ClassVar[int]
     name: str
     family: Family
     architecture: str
@@ -84,4 +103,9 @@ class Model(_message.Message):
     dtype: str
     device: str
     parameters: int
-    def __init__(self, name: _Optional[str] = ..., family: _Optional[_Union[Family, str]] = ..., architecture: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[Task, str]]] = ..., state: _Optional[_Union[ModelState, str]] = ..., max_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., embedding_size: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., parameters: _Optional[int] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    mask_token: str
+    prompts: _containers.RepeatedScalarFieldContainer[str]
+    generation_tasks: _containers.RepeatedScalarFieldContainer[str]
+    languages: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[_Union[Family, str]] = ..., architecture: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[Task, str]]] = ..., state: _Optional[_Union[ModelState, str]] = ..., max_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., embedding_size: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., parameters: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., mask_token: _Optional[str] = ..., prompts: _Optional[_Iterable[str]] = ..., generation_tasks: _Optional[_Iterable[str]] = ..., languages: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -16,7 +16,7 @@ import msgspec
 MAX_FRAME = 1 << 30  # bytes; a longer length prefix is a protocol error
 
 Family = Literal["encoder", "decoder", "seq2seq"]
-Pooling = Literal["mean", "cls", "last", "max"]
+Pooling = Literal["mean", "cls", "last", "max", "none"]
 FinishReason = Literal["eos", "stop", "length"]
 Phase = Literal["encode", "prefill", "decode"]
 
@@ -28,6 +28,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The name the model is served under."""
     source: str
     """A local path: a Hugging Face folder or a .gguf file. The supervisor has resolved hub ids."""
+    adapter: str | None = None
+    """A local path: the folder of a PEFT LoRA adapter, merged into the weights as they are read."""
+    allow_pickle: bool = False
+    """Whether weights may be read from pytorch_model.bin (torch.load with weights_only)."""
     incarnation: int
     device: str
     """"cpu", "cuda:0"; never "auto"."""
@@ -58,9 +62,54 @@ class Embed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     type_ids: list[int] | None = None
     """Segment of each token; None is all 0."""
     pooling: Pooling
+    """"none" is a vector a token."""
     normalize: bool
+    dimensions: int | None = None
+    """Leading components kept, before vectors are normalised; None is all."""
     deadline: float | None = None
     """time.monotonic() after which nobody waits for the answer; the clock is the machine's."""
+
+
+class Predict(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """One sequence for a head that classifies, tags or answers. Answered by one `Prediction` or one `Rejected`."""
+
+    id: int
+    token_ids: list[int]
+    """For seq2seq the source."""
+    type_ids: list[int] | None = None
+    decoder_ids: list[int] = []
+    """What a seq2seq decoder reads; empty for the other families."""
+    deadline: float | None = None
+
+
+class FillMask(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Candidates for some places of one sequence. Answered by one `Candidates` or one `Rejected`."""
+
+    id: int
+    token_ids: list[int]
+    type_ids: list[int] | None = None
+    positions: list[int]
+    """The places: indices into `token_ids`, at least one."""
+    targets: list[int] = []
+    """The candidates; empty is the vocabulary."""
+    top_k: int
+    """The most candidates of a place, at least 1."""
+    deadline: float | None = None
+
+
+class Score(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """How likely given tokens are. Answered by one `Scored` or one `Rejected`."""
+
+    id: int
+    token_ids: list[int]
+    """The text (decoder) or the source (seq2seq)."""
+    decoder_ids: list[int] = []
+    """What a seq2seq decoder starts from and the target; empty for decoders."""
+    first: int = 1
+    """The first token to score, an index into the text (decoder) or `decoder_ids`, at least 1."""
+    top_logprobs: int = 0
+    """How many of the likeliest tokens are reported beside each."""
+    deadline: float | None = None
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,12 +126,40 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: float = 1.0
     seed: int = 0
     """Unsigned 64 bit; a draw is Philox(seed, sample, position)."""
+    typical_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    """Token ids and what is added to their logits."""
+    no_repeat_ngram_size: int = 0
+    """0 is off."""
+    encoder_no_repeat_ngram_size: int = 0
+    """0 is off; of the source's n-grams, seq2seq alone."""
+    bad_words: list[list[int]] = []
+    """Token sequences that are not generated."""
+    suppressed_ids: list[int] = []
+    """Tokens that are never generated."""
+    first_suppressed_ids: list[int] = []
+    """Tokens that are not generated first."""
+    forced_bos_id: int | None = None
+    """The first token to generate."""
+    forced_eos_ids: list[int] = []
+    """The last token to generate where the output reaches its limit; of several the first."""
+    logprobs: bool = False
+    """Whether the log probability of each token is reported, before all of the above."""
+    top_logprobs: int = 0
+    """How many of the likeliest tokens are reported beside it."""
+    num_beams: int = 1
+    """1 is no beam search; else temperature is 0, and `n` of the beams are answered."""
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """One prompt to continue (decoder) or one source to transform (seq2seq), `n` times.
 
-    Answered by `Tokens` for each sample until each has a finish reason, or by one `Rejected`.
+    Answered by `Tokens` for each sample until each has a finish reason, or by one `Rejected`. Beam search answers with
+    one `Tokens` for each of the `n` best beams, best first, when it ends.
     """
 
     id: int
@@ -114,7 +191,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """Ends the engine's process at once; draining is the front end's matter."""
 
 
-ToEngine = Embed | Generate | Cancel | Stop
+ToEngine = Embed | Predict | FillMask | Score | Generate | Cancel | Stop
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,10 +200,13 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str
     family: Family
     tasks: list[str]
-    """"embed", "generate"; the service adds "chat" where there is a template."""
+    """"embed", "classify", "tag", "answer", "fill_mask", "score", "generate": what its family and head can do. The
+    service adds what needs text: "chat" where there is a template, "rerank" and "zero_shot" by the labels."""
     max_length: int
     vocab_size: int
     embedding_size: int | None
+    labels: int = 0
+    """Outputs of a head that classifies or tags; 0 without one."""
     dtype: str
     device: str
     parameters: int
@@ -166,7 +246,41 @@ class Embedding(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     id: int
     data: bytes
-    """float32, little-endian, [embedding_size]."""
+    """float32, little-endian, [rows, size]: one row, or one a token with pooling "none"."""
+
+
+class Prediction(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What the head made of one `Predict`."""
+
+    id: int
+    data: bytes
+    """float32, little-endian: [labels] of a head that classifies, [tokens, labels] of one that tags, [tokens, 2] (start
+    and end of an answer) of one that answers."""
+
+
+class Candidates(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The candidates for each place of one `FillMask`, likeliest first."""
+
+    id: int
+    token_ids: list[list[int]]
+    logprobs: list[list[float]]
+    """Over the whole vocabulary, whatever the targets."""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """How likely a token was, and what the likeliest were."""
+
+    logprob: float
+    top_ids: list[int] = []
+    """Likeliest first."""
+    top_logprobs: list[float] = []
+
+
+class Scored(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """How likely the tokens of one `Score` are, from `first` on."""
+
+    id: int
+    logprobs: list[TokenLogprob]
 
 
 class Tokens(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -177,6 +291,10 @@ class Tokens(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     token_ids: list[int]
     finish_reason: FinishReason | None = None
     """Set on the sample's last message."""
+    logprobs: list[TokenLogprob] | None = None
+    """One a token, where asked for."""
+    score: float | None = None
+    """Of a beam: the sum of its log probabilities divided by length ** length_penalty."""
 
 
 class Rejected(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -209,7 +327,7 @@ class StepResult(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Everything one step brought: one message a step."""
 
     incarnation: int
-    outputs: list[Embedding | Tokens | Rejected]
+    outputs: list[Embedding | Prediction | Candidates | Scored | Tokens | Rejected]
     stats: list[StepStats]
     """One for each forward pass of the step; empty where only cancellations were handled."""
     running: int
