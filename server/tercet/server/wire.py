@@ -79,6 +79,8 @@ class Predict(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     type_ids: list[int] | None = None
     decoder_ids: list[int] = []
     """What a seq2seq decoder reads; empty for the other families."""
+    last: int | None = None
+    """The token that a head which reads the last one reads, an index; None is the last."""
     deadline: float | None = None
 
 
