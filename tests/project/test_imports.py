@@ -31,17 +31,18 @@ FRONT, PROTOS = "front", "protos"
 RULES = {
     "kernels": rule(packages="torch triton"),
     "models": rule("kernels", "torch numpy safetensors gguf"),
-    "engine": rule("kernels models wire logs", "torch numpy msgspec"),
+    "engine": rule("kernels models wire frames logs", "torch numpy msgspec"),
     "wire": rule(packages="msgspec"),
+    "frames": rule("wire", "msgspec"),
     "logs": rule(),
     "text": rule(packages="tokenizers jinja2 gguf msgspec numpy"),
     FRONT: rule(
-        "text wire logs protos",
+        "text wire frames logs protos",
         "google grpc grpc_health grpc_reflection grpc_status huggingface_hub msgspec prometheus_client rich typer",
     ),
     "client": rule("protos", "google grpc grpc_health grpc_status numpy typer"),
 }
-WITHOUT_TORCH = ("wire", "logs", "text", FRONT)
+WITHOUT_TORCH = ("wire", "frames", "logs", "text", FRONT)
 TENSOR_LIBRARIES = ("torch", "triton", "transformers")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from tercet.server import wire
+from tercet.server import frames, wire
 
 POOLINGS = ("mean", "cls", "last", "max")
 FAMILIES: dict[str, wire.Family] = {"bert": "encoder", "gpt2": "decoder", "t5": "seq2seq"}
@@ -133,7 +133,7 @@ class FakeEngine:
 
     def send(self, message: wire.FromEngine) -> None:
         """One frame to the front end."""
-        self.connection.sendall(wire.encode(message))
+        self.connection.sendall(frames.encode(message))
 
 
 def main(path: str, settings_json: str) -> None:
@@ -168,7 +168,7 @@ def main(path: str, settings_json: str) -> None:
         memory=settings.memory,
     )
     engine.send(wire.Ready(incarnation=settings.incarnation, model=info))
-    frames = wire.FrameReader()
+    reader = frames.FrameReader()
     while True:
         while select.select([connection], [], [], 0 if engine.busy else None)[0]:
             try:
@@ -177,8 +177,8 @@ def main(path: str, settings_json: str) -> None:
                 data = b""
             if not data:
                 return
-            for body in frames.feed(data):
-                engine.take(wire.to_engine_decoder.decode(body))
+            for body in reader.feed(data):
+                engine.take(frames.to_engine_decoder.decode(body))
         engine.step()
 
 

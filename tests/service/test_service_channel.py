@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tercet.server import wire
+from tercet.server import frames, wire
 from tercet.server.channel import Channel, Pending
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ class Peer:
 
     def __init__(self, end: socket.socket, channel: Channel, lost: list[Channel]) -> None:
         self.end, self.channel, self.lost = end, channel, lost
-        self._frames = wire.FrameReader()
+        self._frames = frames.FrameReader()
 
     async def received(self) -> list[wire.ToEngine]:
         """What the front end wrote since."""
         data = await asyncio.get_running_loop().sock_recv(self.end, 1 << 20)
-        return [wire.to_engine_decoder.decode(body) for body in self._frames.feed(data)]
+        return [frames.to_engine_decoder.decode(body) for body in self._frames.feed(data)]
 
     async def send(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self.end, data)
@@ -51,7 +51,7 @@ class Peer:
         """Answers requests in one step."""
         outputs = [wire.Embedding(id=id, data=b"x") for id in ids]
         await self.send(
-            wire.encode(
+            frames.encode(
                 wire.StepResult(
                     incarnation=1,
                     outputs=outputs,
@@ -129,7 +129,7 @@ async def test_the_engines_end_loses_every_request_once():
 
 
 @pytest.mark.parametrize(
-    "data", [b"\xff" * 8, b"\x03\x00\x00\x00abc", wire.encode(embed(0))], ids=["length", "text", "kind"]
+    "data", [b"\xff" * 8, b"\x03\x00\x00\x00abc", frames.encode(embed(0))], ids=["length", "text", "kind"]
 )
 async def test_an_engine_that_breaks_the_protocol_is_cut_off(data: bytes, caplog: pytest.LogCaptureFixture):
     async with connected() as peer:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from support.engine import Answers, settings
-from tercet.server import wire
+from tercet.server import frames, wire
 
 TIMEOUT = 60  # seconds; a process that imports torch beside others that do
 
@@ -38,12 +38,12 @@ class EngineProcess:
             )
             self.socket, _ = listener.accept()
         self.socket.settimeout(TIMEOUT)
-        self._frames = wire.FrameReader()
+        self._frames = frames.FrameReader()
         self._received = []
 
     def send(self, *messages):
         """Sends all messages at once."""
-        self.socket.sendall(b"".join(map(wire.encode, messages)))
+        self.socket.sendall(b"".join(map(frames.encode, messages)))
 
     def receive(self):
         """The next message; EOFError when the engine has gone."""
@@ -51,7 +51,7 @@ class EngineProcess:
             data = self.socket.recv(1 << 16)
             if not data:
                 raise EOFError
-            self._received += map(wire.from_engine_decoder.decode, self._frames.feed(data))
+            self._received += map(frames.from_engine_decoder.decode, self._frames.feed(data))
         return self._received.pop(0)
 
     def started(self):

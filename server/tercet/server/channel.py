@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from tercet.server import wire
+from tercet.server import frames, wire
 from tercet.server.logs import fields
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Channel(asyncio.Protocol):
         self.pending = Pending()
         self._on_message = on_message
         self._on_lost = on_lost
-        self._frames = wire.FrameReader()
+        self._frames = frames.FrameReader()
         self._waiting: dict[int, tuple[Receiver, int, int]] = {}  # id -> receiver, sequences, tokens
         self._next_id = 0
         self._transport: asyncio.Transport | None = None
@@ -106,25 +106,25 @@ class Channel(asyncio.Protocol):
         if self._transport is None:
             receiver.lose()
             return
-        frames = b"".join(map(wire.encode, messages))
+        data = b"".join(map(frames.encode, messages))
         for message in messages:
             sequences = message.n if isinstance(message, wire.Generate) else 1
             self._waiting[message.id] = (receiver, sequences, len(message.token_ids))
             self.pending.add(sequences, len(message.token_ids))
-        self._write(frames)
+        self._write(data)
 
     def cancel(self, ids: Sequence[int]) -> None:
         """Stops those of the requests that are not answered yet; their receiver hears no more of them."""
         late = [id for id in ids if self._forget(id)]
-        self._write(b"".join(wire.encode(wire.Cancel(id=id)) for id in late))
+        self._write(b"".join(frames.encode(wire.Cancel(id=id)) for id in late))
 
     def cancel_sample(self, id: int, sample: int) -> None:
         """Stops one sample of a request."""
-        self._write(wire.encode(wire.Cancel(id=id, sample=sample)))
+        self._write(frames.encode(wire.Cancel(id=id, sample=sample)))
 
     def stop(self) -> None:
         """Asks the engine to end."""
-        self._write(wire.encode(wire.Stop()))
+        self._write(frames.encode(wire.Stop()))
 
     def lose(self) -> None:
         """Tells everyone who waits that nothing more will come."""
@@ -148,7 +148,7 @@ class Channel(asyncio.Protocol):
         """The engine wrote. What it may not write ends the connection."""
         try:
             for body in self._frames.feed(data):
-                message = wire.from_engine_decoder.decode(body)
+                message = frames.from_engine_decoder.decode(body)
                 self._on_message(message)
                 if isinstance(message, wire.StepResult):
                     self._deliver(message.outputs)

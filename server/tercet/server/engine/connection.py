@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from tercet.server import wire
+from tercet.server import frames
 
 if TYPE_CHECKING:
     from tercet.server.wire import FromEngine, ToEngine
@@ -23,14 +23,14 @@ class Connection:
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.connect(path)
-        self._frames = wire.FrameReader()
+        self._frames = frames.FrameReader()
         self.exit_code = 0
         """What the process exits with once the front end is gone."""
 
     def send(self, message: FromEngine) -> None:
         """Sends one message, waiting for a front end that is slow to read."""
         try:
-            self._socket.sendall(wire.encode(message))
+            self._socket.sendall(frames.encode(message))
         except OSError as error:
             raise EOFError from error
 
@@ -47,7 +47,7 @@ class Connection:
                 raise EOFError from error
             if not data:
                 raise EOFError
-            messages += map(wire.to_engine_decoder.decode, self._frames.feed(data))
+            messages += map(frames.to_engine_decoder.decode, self._frames.feed(data))
             flags = socket.MSG_DONTWAIT
 
     def end_process_with_peer(self) -> None:

@@ -1,0 +1,160 @@
+"""What an engine sends: what it learnt while it started, and what each step brought."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Family = Literal["encoder", "decoder", "seq2seq"]
+FinishReason = Literal["eos", "stop", "length"]
+Phase = Literal["encode", "prefill", "decode"]
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine learnt of its checkpoint and chose for it."""
+
+    architecture: str
+    family: Family
+    tasks: list[str]
+    """"embed", "classify", "tag", "answer", "fill_mask", "score", "generate": what its family and head can do. The
+    service adds what needs text: "chat" where there is a template, "rerank" and "zero_shot" by the labels."""
+    max_length: int
+    vocab_size: int
+    embedding_size: int | None
+    labels: int = 0
+    """Outputs of a head that classifies or tags; 0 without one."""
+    dtype: str
+    device: str
+    parameters: int
+    pages: int
+    """Pages of KV cache, 0 for encoders."""
+    page_size: int
+    memory: int
+    """Bytes held: weights and pages."""
+
+
+class Loading(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Progress before `Ready`, at most ten a second."""
+
+    incarnation: int
+    stage: Literal["weights", "pages", "warm-up"]
+    done: int
+    total: int
+    """Bytes for weights; steps otherwise."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The engine is warm and takes requests."""
+
+    incarnation: int
+    model: ModelInfo
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The engine can't start, and why, in one line for the user: the file and the tensor or key. It exits after."""
+
+    incarnation: int
+    message: str
+
+
+class Embedding(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The vector of one `Embed`."""
+
+    id: int
+    data: bytes
+    """float32, little-endian, [rows, size]: one row, or one a token with pooling "none"."""
+
+
+class Prediction(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What the head made of one `Predict`."""
+
+    id: int
+    data: bytes
+    """float32, little-endian: [labels] of a head that classifies, [tokens, labels] of one that tags, [tokens, 2] (start
+    and end of an answer) of one that answers."""
+
+
+class Candidates(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The candidates for each place of one `FillMask`, likeliest first."""
+
+    id: int
+    token_ids: list[list[int]]
+    logprobs: list[list[float]]
+    """Over the whole vocabulary, whatever the targets."""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """How likely a token was, and what the likeliest were."""
+
+    logprob: float
+    top_ids: list[int] = []
+    """Likeliest first."""
+    top_logprobs: list[float] = []
+
+
+class Scored(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """How likely the tokens of one `Score` are, from `first` on."""
+
+    id: int
+    logprobs: list[TokenLogprob]
+
+
+class Tokens(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """New tokens of one sample of one `Generate`."""
+
+    id: int
+    sample: int
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    """Set on the sample's last message."""
+    logprobs: list[TokenLogprob] | None = None
+    """One a token, where asked for."""
+    score: float | None = None
+    """Of a beam: the sum of its log probabilities divided by length ** length_penalty."""
+
+
+class Rejected(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """A request the engine gave up; its other requests are untouched."""
+
+    id: int
+    reason: Literal["deadline", "invalid", "internal"]
+    message: str
+
+
+class StepStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step was; the front end turns it into metrics."""
+
+    phase: Phase
+    """The heaviest phase present: encode > prefill > decode."""
+    rows: int
+    real_tokens: int
+    padding_tokens: int
+    seconds: float
+    host_to_device_copies: int
+    """Of the batch's packed buffer: 1 on every device, 0 if nothing ran."""
+    prompt_tokens: int
+    """Tokens of prompts and sources first read in this step."""
+    generated_tokens: int
+    recomputed_tokens: int
+    """Tokens read again after a preemption."""
+
+
+class StepResult(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Everything one step brought: one message a step."""
+
+    incarnation: int
+    outputs: list[Embedding | Prediction | Candidates | Scored | Tokens | Rejected]
+    stats: list[StepStats]
+    """One for each forward pass of the step; empty where only cancellations were handled."""
+    running: int
+    waiting: int
+    """Sequences in batches and in the queue, after the step."""
+    pages_used: int
+    preemptions: int
+    """Since the engine started."""
+    kernel_launches: dict[str, int]
+    """"op/impl" -> calls since the engine started; impl is "triton", "cpu" or "reference"."""
+
+
+FromEngine = Loading | Ready | Failed | StepResult

@@ -1,0 +1,184 @@
+"""What the front end sends: how an engine starts, and what it is asked."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Pooling = Literal["mean", "cls", "last", "max", "none"]
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything an engine needs to start: `python -m tercet.server.engine SOCKET JSON`."""
+
+    name: str
+    """The name the model is served under."""
+    source: str
+    """A local path: a Hugging Face folder or a .gguf file. The supervisor has resolved hub ids."""
+    adapter: str | None = None
+    """A local path: the folder of a PEFT LoRA adapter, merged into the weights as they are read."""
+    allow_pickle: bool = False
+    """Whether weights may be read from pytorch_model.bin (torch.load with weights_only)."""
+    incarnation: int
+    device: str
+    """"cpu", "cuda:0"; never "auto"."""
+    dtype: str
+    """"auto", "float32", "tf32", "bfloat16", "float16"."""
+    kernels: Literal["auto", "triton", "cpu", "reference"]
+    layout: Literal["auto", "padded", "packed"]
+    memory: int
+    """The most bytes this engine may hold: weights, activations and pages."""
+    threads: int
+    """CPU threads for torch."""
+    max_length: int | None
+    """Tokens of a sequence; None is the checkpoint's own limit."""
+    max_rows: int
+    """Sequences of one batch."""
+    max_batch_tokens: int
+    """Tokens of one batch."""
+    page_size: int = 16
+    """Tokens of one page of KV cache."""
+
+
+class Embed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """One sequence to embed. Answered by one `Embedding` or one `Rejected`."""
+
+    id: int
+    """Chosen by the front end, unique within an incarnation."""
+    token_ids: list[int]
+    type_ids: list[int] | None = None
+    """Segment of each token; None is all 0."""
+    pooling: Pooling
+    """"none" is a vector a token."""
+    normalize: bool
+    dimensions: int | None = None
+    """Leading components kept, before vectors are normalised; None is all."""
+    deadline: float | None = None
+    """time.monotonic() after which nobody waits for the answer; the clock is the machine's."""
+
+
+class Predict(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """One sequence for a head that classifies, tags or answers. Answered by one `Prediction` or one `Rejected`."""
+
+    id: int
+    token_ids: list[int]
+    """For seq2seq the source."""
+    type_ids: list[int] | None = None
+    decoder_ids: list[int] = []
+    """What a seq2seq decoder reads; empty for the other families."""
+    last: int | None = None
+    """The token that a head which reads the last one reads, an index; None is the last."""
+    deadline: float | None = None
+
+
+class FillMask(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Candidates for some places of one sequence. Answered by one `Candidates` or one `Rejected`."""
+
+    id: int
+    token_ids: list[int]
+    type_ids: list[int] | None = None
+    positions: list[int]
+    """The places: indices into `token_ids`, at least one."""
+    targets: list[int] = []
+    """The candidates; empty is the vocabulary."""
+    top_k: int
+    """The most candidates of a place, at least 1."""
+    deadline: float | None = None
+
+
+class Score(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """How likely given tokens are. Answered by one `Scored` or one `Rejected`."""
+
+    id: int
+    token_ids: list[int]
+    """The text (decoder) or the source (seq2seq)."""
+    decoder_ids: list[int] = []
+    """What a seq2seq decoder starts from and the target; empty for decoders."""
+    first: int = 1
+    """The first token to score, an index into the text (decoder) or `decoder_ids`, at least 1."""
+    top_logprobs: int = 0
+    """How many of the likeliest tokens are reported beside each."""
+    deadline: float | None = None
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are chosen: every value concrete, already checked and defaulted by the service."""
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int = 0
+    """0 is off."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    """Unsigned 64 bit; a draw is Philox(seed, sample, position)."""
+    typical_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    """Token ids and what is added to their logits."""
+    no_repeat_ngram_size: int = 0
+    """0 is off."""
+    encoder_no_repeat_ngram_size: int = 0
+    """0 is off; of the source's n-grams, seq2seq alone."""
+    bad_words: list[list[int]] = []
+    """Token sequences that are not generated."""
+    suppressed_ids: list[int] = []
+    """Tokens that are never generated."""
+    first_suppressed_ids: list[int] = []
+    """Tokens that are not generated first."""
+    forced_bos_id: int | None = None
+    """The first token to generate."""
+    forced_eos_ids: list[int] = []
+    """The last token to generate where the output reaches its limit; of several the first."""
+    logprobs: bool = False
+    """Whether the log probability of each token is reported, before all of the above."""
+    top_logprobs: int = 0
+    """How many of the likeliest tokens are reported beside it."""
+    num_beams: int = 1
+    """1 is no beam search; else temperature is 0, and `n` of the beams are answered."""
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+
+
+class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """One prompt to continue (decoder) or one source to transform (seq2seq), `n` times.
+
+    Answered by `Tokens` for each sample until each has a finish reason, or by one `Rejected`. Beam search answers with
+    one `Tokens` for each of the `n` best beams, best first, when it ends.
+    """
+
+    id: int
+    token_ids: list[int]
+    """The prompt; for seq2seq the source."""
+    decoder_ids: list[int] = []
+    """What a seq2seq decoder starts from (decoder_start_token_id ...); empty for decoders."""
+    sampling: Sampling
+    n: int = 1
+    eos_ids: list[int] = []
+    """End of sequence: finish reason "eos", suppressed before min_new_tokens."""
+    stop_ids: list[int] = []
+    """The request's own stop tokens: finish reason "stop", suppressed before min_new_tokens too."""
+    deadline: float | None = None
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Stops a request, or one sample of it, at the next step; its pages are freed. Nothing more is sent for it.
+
+    The service also sends it for a sample whose text met a stop string. Unknown ids are ignored.
+    """
+
+    id: int
+    sample: int | None = None
+    """None is all of the request."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """Ends the engine's process at once; draining is the front end's matter."""
+
+
+ToEngine = Embed | Predict | FillMask | Score | Generate | Cancel | Stop
