@@ -13,6 +13,7 @@ from tercet.server.models.architectures.architecture import (
     WIDTH,
     Architecture,
 )
+from tercet.server.models.architectures.tables import affine
 from tercet.server.models.checkpoint.config import Config, choice, integer, number
 from tercet.server.models.checkpoint.weights import Into
 from tercet.server.models.spec import StackSpec, TransformerSpec
@@ -44,46 +45,33 @@ WEIGHTS = {
     "embeddings.word_embeddings.weight": "vocabulary.weight",
     "embeddings.position_embeddings.weight": "encoder.embedding.position",
     "embeddings.token_type_embeddings.weight": "encoder.embedding.token_type",
-    "embeddings.LayerNorm.weight": "encoder.embedding.norm.weight",
-    "embeddings.LayerNorm.bias": "encoder.embedding.norm.bias",
-    "encoder.layer.{}.attention.self.query.weight": Into(f"{LAYER}.attention.body.qkv.weight", fuse="q"),
-    "encoder.layer.{}.attention.self.query.bias": Into(f"{LAYER}.attention.body.qkv.bias", fuse="q"),
-    "encoder.layer.{}.attention.self.key.weight": Into(f"{LAYER}.attention.body.qkv.weight", fuse="k"),
-    "encoder.layer.{}.attention.self.key.bias": Into(f"{LAYER}.attention.body.qkv.bias", fuse="k"),
-    "encoder.layer.{}.attention.self.value.weight": Into(f"{LAYER}.attention.body.qkv.weight", fuse="v"),
-    "encoder.layer.{}.attention.self.value.bias": Into(f"{LAYER}.attention.body.qkv.bias", fuse="v"),
-    "encoder.layer.{}.attention.output.dense.weight": f"{LAYER}.attention.body.output.weight",
-    "encoder.layer.{}.attention.output.dense.bias": f"{LAYER}.attention.body.output.bias",
-    "encoder.layer.{}.attention.output.LayerNorm.weight": f"{LAYER}.attention.norm_after.weight",
-    "encoder.layer.{}.attention.output.LayerNorm.bias": f"{LAYER}.attention.norm_after.bias",
-    "encoder.layer.{}.intermediate.dense.weight": f"{LAYER}.feedforward.body.up.weight",
-    "encoder.layer.{}.intermediate.dense.bias": f"{LAYER}.feedforward.body.up.bias",
-    "encoder.layer.{}.output.dense.weight": f"{LAYER}.feedforward.body.down.weight",
-    "encoder.layer.{}.output.dense.bias": f"{LAYER}.feedforward.body.down.bias",
-    "encoder.layer.{}.output.LayerNorm.weight": f"{LAYER}.feedforward.norm_after.weight",
-    "encoder.layer.{}.output.LayerNorm.bias": f"{LAYER}.feedforward.norm_after.bias",
-    # Checkpoints converted from TensorFlow.
-    "embeddings.LayerNorm.gamma": "encoder.embedding.norm.weight",
-    "embeddings.LayerNorm.beta": "encoder.embedding.norm.bias",
-    "encoder.layer.{}.attention.output.LayerNorm.gamma": f"{LAYER}.attention.norm_after.weight",
-    "encoder.layer.{}.attention.output.LayerNorm.beta": f"{LAYER}.attention.norm_after.bias",
-    "encoder.layer.{}.output.LayerNorm.gamma": f"{LAYER}.feedforward.norm_after.weight",
-    "encoder.layer.{}.output.LayerNorm.beta": f"{LAYER}.feedforward.norm_after.bias",
-    # Buffers, and the heads it was pretrained with.
-    "embeddings.position_ids": None,
-    "pooler.dense.weight": None,
-    "pooler.dense.bias": None,
+    **affine(
+        {
+            "embeddings.LayerNorm": "encoder.embedding.norm",
+            "encoder.layer.{}.attention.self.query": Into(f"{LAYER}.attention.body.qkv", fuse="q"),
+            "encoder.layer.{}.attention.self.key": Into(f"{LAYER}.attention.body.qkv", fuse="k"),
+            "encoder.layer.{}.attention.self.value": Into(f"{LAYER}.attention.body.qkv", fuse="v"),
+            "encoder.layer.{}.attention.output.dense": f"{LAYER}.attention.body.output",
+            "encoder.layer.{}.attention.output.LayerNorm": f"{LAYER}.attention.norm_after",
+            "encoder.layer.{}.intermediate.dense": f"{LAYER}.feedforward.body.up",
+            "encoder.layer.{}.output.dense": f"{LAYER}.feedforward.body.down",
+            "encoder.layer.{}.output.LayerNorm": f"{LAYER}.feedforward.norm_after",
+            # The heads it was pretrained with.
+            "pooler.dense": None,
+            "cls.predictions.decoder": None,
+            "cls.predictions.transform.dense": None,
+            "cls.predictions.transform.LayerNorm": None,
+            "cls.seq_relationship": None,
+        }
+    ),
     "cls.predictions.bias": None,
-    "cls.predictions.decoder.weight": None,
-    "cls.predictions.decoder.bias": None,
-    "cls.predictions.transform.dense.weight": None,
-    "cls.predictions.transform.dense.bias": None,
-    "cls.predictions.transform.LayerNorm.weight": None,
-    "cls.predictions.transform.LayerNorm.bias": None,
-    "cls.predictions.transform.LayerNorm.gamma": None,
-    "cls.predictions.transform.LayerNorm.beta": None,
-    "cls.seq_relationship.weight": None,
-    "cls.seq_relationship.bias": None,
+    "embeddings.position_ids": None,
+}
+# What checkpoints converted from TensorFlow call the weights and biases of norms.
+WEIGHTS |= {
+    name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): place
+    for name, place in WEIGHTS.items()
+    if "LayerNorm" in name
 }
 
 
