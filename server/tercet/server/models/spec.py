@@ -122,7 +122,8 @@ class StackSpec:
     """Rows of the learned position table, `position_offset` included; 0 is none."""
     sinusoids: Literal["halves", "fairseq"] | None = None
     """Positions by sines in the first half of the dimensions and cosines in the second: with wavelengths as of the
-    original Transformer (Vaswani et al., 2017, section 3.5), or with fairseq's, which divide by half the width less 1."""
+    original Transformer (Vaswani et al., 2017, section 3.5), or with fairseq's, which divide by half the width less
+    1."""
     position_offset: int = 0
     """Added to positions before the table is read."""
     rotaries: tuple[RotarySpec | None, ...] = (None,)
