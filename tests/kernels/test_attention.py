@@ -57,6 +57,7 @@ def make_batch(
     paged=False,
     padded=False,
     page_size=8,
+    shared=False,
     spare=0,
     reach=None,
     **options,
@@ -77,6 +78,8 @@ def make_batch(
                 k[pages[place // page_size], place % page_size] = torch.randn(kv_heads, head_dim)
                 v[pages[place // page_size], place % page_size] = torch.randn(kv_heads, head_dim)
         options["page_table"] = table
+        if shared:
+            options["key_rows"] = share(kv_lengths, table, k, v)
     else:
         k, options["kv_start"] = storage(kv_lengths, heads=kv_heads, padded=padded, **shape)
         v, _ = storage(kv_lengths, heads=kv_heads, padded=padded, **shape)
@@ -84,6 +87,20 @@ def make_batch(
         options["bias"] = torch.randn(heads, 2 * reach + 1)
     options |= {"q_start": q_start, "q_length": ints(q_lengths), "kv_length": ints(kv_lengths)}
     return Batch(q, k, v, options | {"longest_q": max(q_lengths), "longest_kv": max(kv_lengths)})
+
+
+def share(lengths, table, k, v) -> torch.Tensor:
+    """Key rows drawn at random from those that are long enough; what then no row reads becomes NaN."""
+    page_size = k.shape[1]
+    key_rows = torch.full((len(lengths), max(lengths) + 3), -(10**6), dtype=torch.int32)
+    read = torch.zeros(k.shape[:2], dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        for place in range(length):
+            holders = [other for other, count in enumerate(lengths) if count > place]
+            key_rows[row, place] = holder = holders[torch.randint(len(holders), ())]
+            read[table[holder, place // page_size], place % page_size] = True
+    k[~read] = v[~read] = NAN
+    return key_rows
 
 
 @pytest.fixture
@@ -147,6 +164,28 @@ def test_decode(implementation, check, heads, dtype, window, reach):
         window=window, reach=reach, spare=2,
     )  # fmt: skip
     check(batch, paged_attention)
+
+
+@pytest.mark.parametrize(("heads", "dtype"), [((4, 4), torch.float32), ((9, 3), torch.float16)], ids=str)
+@pytest.mark.parametrize("window", [None, (20, 0)], ids=str)
+@pytest.mark.parametrize("reach", [None, 6], ids=["", "bias"])
+@pytest.mark.parametrize("queries", [1, 5, 40])
+def test_keys_in_other_rows_pages(implementation, check, heads, dtype, window, reach, queries):
+    """Rows of beams read what they have in common from one row's pages."""
+    batch = make_batch(
+        (queries, 1, 0, 1, 1), (111, 1, 7, 0, 97), heads=heads[0], kv_heads=heads[1], paged=True, shared=True,
+        dtype=dtype, causal=True, window=window, reach=reach, spare=2, padded=queries == 5,
+    )  # fmt: skip
+    assert batch.k.isnan().any()
+    check(batch)
+
+
+@pytest.mark.parametrize("queries", [1, 9, 40])
+def test_key_rows_of_oneself_change_nothing(implementation, queries):
+    batch = make_batch((queries, 1, 0), (63, 17, 5), paged=True, causal=True)
+    own = torch.arange(3, dtype=torch.int32)[:, None].expand(-1, 63).contiguous()
+    plain = attention(batch.q, batch.k, batch.v, **batch.options)
+    torch.testing.assert_close(attention(batch.q, batch.k, batch.v, **batch.options, key_rows=own), plain)
 
 
 @pytest.mark.parametrize("queries", [2, 5, 16])
@@ -255,3 +294,10 @@ def test_bad_shapes_are_named():
         attention(batch.q, batch.k, batch.v, **batch.options, window=(-1, 0))
     with pytest.raises(ValueError, match="max_distance"):
         attention(batch.q, batch.k, batch.v, **batch.options, bias=torch.zeros(4, 4))
+    with pytest.raises(ValueError, match="need page_table"):
+        attention(batch.q, batch.k, batch.v, **batch.options, key_rows=ints([[0] * 5]))
+    for queries in (5, 40):
+        paged = make_batch((queries,), (50,), paged=True)
+        for key_rows in (ints([[0] * 49]), ints([[0] * 50] * 2)):
+            with pytest.raises(ValueError, match=r"key_rows must be \[1, 50 or more\], not \["):
+                attention(paged.q, paged.k, paged.v, **paged.options, key_rows=key_rows)

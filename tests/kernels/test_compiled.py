@@ -79,13 +79,14 @@ def test_the_table_reads_back_as_written(tmp_path):
 
 FINGERPRINTS = """
 from unittest import mock
-from tercet.kernels import calls, compile, dispatch
+from tercet.kernels import calls, dispatch
+from tercet.kernels.launches import fingerprint, launches
 
 NAMES = ("prefill window bfloat16 64", "decode bfloat16 64", "pad float16", "unpad float16", "sample float32")
 
 def digests(**sizes):
     with mock.patch.multiple(calls, **sizes):
-        return [[compile.fingerprint(launch) for launch in compile.launches(calls.CALLS[name])] for name in NAMES]
+        return [[fingerprint(launch) for launch in launches(calls.CALLS[name])] for name in NAMES]
 
 given = digests(ROWS=calls.ROWS)
 print(digests(ROWS=1, LONGEST=33) == given, digests(HEADS=16)[1] == given[1], digests(PAGE_SIZE=32)[1] == given[1])

@@ -68,6 +68,7 @@ def test_layouts_that_kernels_cannot_read_are_refused():
     rows |= {"longest_q": 6, "longest_kv": 6}
     wide, bias = torch.randn(6, 8, 16)[:, :4], torch.randn(4, 18)[:, :9]
     pages, table = torch.randn(9, 4, 4, 32)[..., :16], torch.zeros(1, 4, dtype=torch.int32)
+    whole = pages.contiguous()
     paged = {name: value for name, value in rows.items() if name != "kv_start"}
     dispatch.select("triton")
     try:
@@ -79,6 +80,8 @@ def test_layouts_that_kernels_cannot_read_are_refused():
             attention(x, pages, pages, **paged, page_table=table)
         with pytest.raises(UnsupportedError, match="beside q, k and v"):
             attention(x, x, x, **rows, bias=bias)
+        with pytest.raises(UnsupportedError, match="beside q, k and v"):
+            attention(x, whole, whole, **paged, page_table=table, key_rows=table.new_zeros(1, 12)[:, ::2])
         with pytest.raises(UnsupportedError, match="different distances"):
             attention(x, wide, x, **rows)
         assert attention(wide, x, x, **rows).isfinite().all()

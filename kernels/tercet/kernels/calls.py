@@ -34,6 +34,13 @@ FORMS: dict[str, tuple[int, set[str], tuple[int, ...]]] = {
     "decode across": (1, {"paged", "across"}, (64, 128)),
     "chunk": (CHUNK, {"paged", "causal"}, (64, 128)),
     "chunk bias": (CHUNK, {"paged", "causal", "bias"}, (64,)),
+    "decode beams": (1, {"paged", "causal", "key_rows"}, HEAD_DIMS),
+    "decode beams bias": (1, {"paged", "causal", "key_rows", "bias"}, (32, 64, 128)),
+    "decode beams window": (1, {"paged", "causal", "key_rows", "window"}, (64, 128)),
+    "chunk beams": (CHUNK, {"paged", "causal", "key_rows"}, (64,)),
+    "prefill beams": (LONGEST, {"paged", "causal", "key_rows"}, (64, 128)),
+    "prefill beams bias": (LONGEST, {"paged", "causal", "key_rows", "bias"}, (64,)),
+    "prefill beams window": (LONGEST, {"paged", "causal", "key_rows", "window"}, (128,)),
 }
 PLAIN = ("encoder", "prefill", "decode")
 # The head dims of the plain forms and of the rest; bfloat16 is what GPUs serve with and is compiled in every form.
@@ -74,6 +81,8 @@ def _attend(queries: int, options: set[str], dtype: torch.dtype, head_dim: int) 
     if "paged" in options:
         k = _meta(PAGES, PAGE_SIZE, kv_heads, head_dim, dtype=dtype)
         rows["page_table"] = _ints(ROWS, LONGEST // PAGE_SIZE)
+        if "key_rows" in options:
+            rows["key_rows"] = _ints(ROWS, LONGEST)
     else:
         rows["kv_start"] = _ints(ROWS)
     ops.attention(

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int,
-    longest_kv: int, kv_start: Tensor | None, page_table: Tensor | None, causal: bool, window: tuple[int, int] | None,
-    scale: float, bias: Tensor | None, out: Tensor | None,
+    longest_kv: int, kv_start: Tensor | None, page_table: Tensor | None, key_rows: Tensor | None, causal: bool,
+    window: tuple[int, int] | None, scale: float, bias: Tensor | None, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Row by row: a row's keys are a view (flat) or one gather (paged), and nothing is padded."""
     out = torch.zeros_like(q) if out is None else out.zero_()
@@ -29,9 +29,12 @@ def attention(
             continue
         if page_table is None:
             k_row, v_row = k[first : first + count], v[first : first + count]
-        else:
+        elif key_rows is None:
             pages = page_table[row, : -(-count // k.shape[1])]
             k_row, v_row = (x.index_select(0, pages).flatten(0, 1)[:count] for x in (k, v))
+        else:
+            slots = _slots(page_table, key_rows[row, :count], torch.arange(count), k.shape[1])
+            k_row, v_row = (x.flatten(0, 1).index_select(0, slots) for x in (k, v))
         whole = causal and queries == count and window is None and bias is None
         mask = None
         if not whole and (causal or window is not None or bias is not None):
@@ -52,37 +55,39 @@ def attention(
 
 def paged_attention(
     q: Tensor, k: Tensor, v: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int,
-    longest_kv: int, page_table: Tensor, causal: bool, window: tuple[int, int] | None, scale: float,
-    bias: Tensor | None, out: Tensor | None,
+    longest_kv: int, page_table: Tensor, key_rows: Tensor | None, causal: bool, window: tuple[int, int] | None,
+    scale: float, bias: Tensor | None, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """All rows of a decode step at once: one gather of keys and one of values."""
     if longest_q > 1:
         return attention(
             q, k, v, q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q,
-            longest_kv=longest_kv, kv_start=None, page_table=page_table, causal=causal, window=window, scale=scale,
-            bias=bias, out=out,
+            longest_kv=longest_kv, kv_start=None, page_table=page_table, key_rows=key_rows, causal=causal,
+            window=window, scale=scale, bias=bias, out=out,
         )  # fmt: skip
     starts, queries, counts = q_start.tolist(), q_length.tolist(), kv_length.tolist()
     live = [row for row, (query, count) in enumerate(zip(queries, counts, strict=True)) if query and count]
     if not live:
         return torch.zeros_like(q) if out is None else out.zero_()
     every_token = [starts[row] for row in live] == list(range(len(q)))  # the rows are q itself, in order
+    rows = torch.tensor(live)
     if len(live) < len(starts):
-        rows = torch.tensor(live)
-        q_start, kv_length, page_table = q_start[rows], kv_length[rows], page_table[rows]
+        q_start, kv_length = q_start[rows], kv_length[rows]
     lengths = [counts[row] for row in live]
     longest = max(lengths)
     page_size, kv_heads, head_dim = k.shape[1:]
     group = q.shape[1] // kv_heads
 
     places = torch.arange(longest).expand(len(live), -1)
+    holders = rows[:, None] if key_rows is None else key_rows[rows, :longest]  # the rows whose pages hold the keys
     mask = None
     if min(lengths) < longest:
         real = places < kv_length[:, None]  # [rows, keys]
         mask = real[:, None, None]
         # Keys beyond a row's length are read from its first slot: what lies in unused slots is never read.
         places = torch.where(real, places, 0)
-    slots = (page_table.gather(1, places // page_size) * page_size + places % page_size).flatten()
+        holders = holders if key_rows is None else torch.where(real, holders, holders[:, :1])
+    slots = _slots(page_table, holders, places, page_size).flatten()
     k_rows, v_rows = (
         x.view(-1, kv_heads * head_dim).index_select(0, slots).view(len(live), longest, kv_heads, head_dim)
         for x in (k, v)
@@ -103,6 +108,11 @@ def paged_attention(
     out = torch.zeros_like(q) if out is None else out.zero_()
     out[q_start.long()] = attended
     return out
+
+
+def _slots(page_table: Tensor, rows: Tensor, places: Tensor, page_size: int) -> Tensor:
+    """Where the keys at `places` of the pages of `rows` lie: page * page_size + offset, of their broadcast shape."""
+    return page_table[rows, places // page_size] * page_size + places % page_size
 
 
 def _mask(

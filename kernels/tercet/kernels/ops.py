@@ -40,6 +40,7 @@ def attention(
     longest_kv: int,
     kv_start: Tensor | None = None,
     page_table: Tensor | None = None,
+    key_rows: Tensor | None = None,
     causal: bool = False,
     window: tuple[int, int] | None = None,
     scale: float | None = None,
@@ -51,6 +52,8 @@ def attention(
     - q [T, H, D]; row `b` has the `q_length[b]` queries from `q_start[b]`.
     - k, v: flat [T_k, H_kv, D] with `kv_start` [B], or pages [pages, page_size, H_kv, D] with `page_table` [B, P]: key
       `i` of row `b` lies in page `page_table[b, i // page_size]`. Query head `h` reads key head `h * H_kv // H`.
+    - key_rows [B, L], L at least longest_kv, over pages alone: key `i` of row `b` lies in the pages of row
+      `key_rows[b, i]` instead of its own, at the same place. So beams share what they have in common.
     - kv_length [B]; query `i` of a row has position `i + kv_length - q_length`.
     - longest_q, longest_kv: upper bounds of the lengths.
     - causal: a query sees no key after its position.
@@ -61,20 +64,24 @@ def attention(
     - out [T, H, D] to write into.
 
     Returns [T, H, D] of q's dtype: zeros for queries that see no key and for storage outside every row. Raises
-    `ValueError` for shapes that don't fit, or neither or both of `kv_start` and `page_table`, and `UnsupportedError`
-    where the selected implementation can't run it.
+    `ValueError` for shapes that don't fit, neither or both of `kv_start` and `page_table`, or `key_rows` without
+    `page_table`, and `UnsupportedError` where the selected implementation can't run it.
     """
     if (kv_start is None) == (page_table is None):
         raise ValueError("attention takes kv_start (flat keys) or page_table (paged keys), exactly one of them")
+    if key_rows is not None and page_table is None:
+        raise ValueError("key_rows say in which row's pages keys lie: they need page_table")
     if page_table is not None and longest_q <= SPLIT_KV_QUERIES:
         return paged_attention(
-            q, k, v, page_table=page_table, q_start=q_start, q_length=q_length, kv_length=kv_length,
-            longest_q=longest_q, longest_kv=longest_kv, causal=causal, window=window, scale=scale, bias=bias, out=out,
+            q, k, v, page_table=page_table, key_rows=key_rows, q_start=q_start, q_length=q_length,
+            kv_length=kv_length, longest_q=longest_q, longest_kv=longest_kv, causal=causal, window=window, scale=scale,
+            bias=bias, out=out,
         )  # fmt: skip
     _check_attention(q, k, v, bias, window)
+    _check_key_rows(key_rows, len(q_start), longest_kv)
     return dispatch.call(
         "attention", q, k, v, q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q,
-        longest_kv=longest_kv, kv_start=kv_start, page_table=page_table, causal=causal,
+        longest_kv=longest_kv, kv_start=kv_start, page_table=page_table, key_rows=key_rows, causal=causal,
         window=window and _bounded(window, longest_q + longest_kv),
         scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias, out=out, head_dim=q.shape[-1],
     )  # fmt: skip
@@ -86,6 +93,7 @@ def paged_attention(
     v: Tensor,
     *,
     page_table: Tensor,
+    key_rows: Tensor | None = None,
     q_start: Tensor,
     q_length: Tensor,
     kv_length: Tensor,
@@ -99,9 +107,10 @@ def paged_attention(
 ) -> Tensor:
     """`attention` over pages for few queries a row: keys are split over a fixed grid and combined (Flash-Decoding)."""
     _check_attention(q, k, v, bias, window)
+    _check_key_rows(key_rows, len(q_start), longest_kv)
     return dispatch.call(
-        "paged_attention", q, k, v, page_table=page_table, q_start=q_start, q_length=q_length, kv_length=kv_length,
-        longest_q=longest_q, longest_kv=longest_kv, causal=causal,
+        "paged_attention", q, k, v, page_table=page_table, key_rows=key_rows, q_start=q_start, q_length=q_length,
+        kv_length=kv_length, longest_q=longest_q, longest_kv=longest_kv, causal=causal,
         window=window and _bounded(window, longest_q + longest_kv),
         scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias, out=out, head_dim=q.shape[-1],
     )  # fmt: skip
@@ -121,6 +130,11 @@ def _check_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, windo
         raise ValueError(f"bias must be [{heads}, 2 * max_distance + 1], not {list(bias.shape)}")
     if window is not None and min(window) < 0:
         raise ValueError(f"window must be two numbers of keys, both at least 0, not {window}")
+
+
+def _check_key_rows(key_rows: Tensor | None, rows: int, longest_kv: int) -> None:
+    if key_rows is not None and (key_rows.shape[0] != rows or key_rows.shape[1] < longest_kv):
+        raise ValueError(f"key_rows must be [{rows}, {longest_kv} or more], not {list(key_rows.shape)}")
 
 
 def pad(packed: Tensor, start: Tensor, length: Tensor, *, longest: int, value: float = 0) -> Tensor:

@@ -24,8 +24,9 @@ def _wide(x: Tensor) -> Tensor:
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int,
-    longest_kv: int, kv_start: Tensor | None = None, page_table: Tensor | None = None, causal: bool,
-    window: tuple[int, int] | None, scale: float, bias: Tensor | None, out: Tensor | None,
+    longest_kv: int, kv_start: Tensor | None = None, page_table: Tensor | None = None,
+    key_rows: Tensor | None = None, causal: bool, window: tuple[int, int] | None, scale: float, bias: Tensor | None,
+    out: Tensor | None,
 ) -> Tensor:  # fmt: skip
     out = torch.zeros_like(q) if out is None else out.zero_()
     for row, (start, queries, keys) in enumerate(
@@ -37,8 +38,10 @@ def attention(
             first = int(kv_start[row])  # pyright: ignore[reportOptionalSubscript] - one of the two is given
             k_row, v_row = (x[first : first + keys] for x in (k, v))
         else:
-            pages = page_table[row, : -(-keys // k.shape[1])].long()
-            k_row, v_row = (x[pages].flatten(0, 1)[:keys] for x in (k, v))
+            places = torch.arange(keys, device=q.device)
+            rows = torch.full_like(places, row) if key_rows is None else key_rows[row, :keys].long()
+            pages = page_table[rows, places // k.shape[1]].long()
+            k_row, v_row = (x[pages, places % k.shape[1]] for x in (k, v))
         group = q.shape[1] // k.shape[-2]
         k_row, v_row = (_wide(x).repeat_interleave(group, dim=1) for x in (k_row, v_row))
         q_row = _wide(q[start : start + queries])

@@ -16,14 +16,23 @@ from tercet.kernels.jit.rows import PER_BATCH, find_rows
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOG2E = 1.4426950408889634
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def key_offsets(n, row_base, page_row_ptr, K_STRIDE, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr, mask):
-    """Where keys n [BLOCK_N] of a row begin in flat storage or in pages, in elements; `mask` as for tl.load or None."""
+def key_offsets(
+    n, row_base, page_row_ptr, key_row_ptr, PAGES, K_STRIDE, PAGED: tl.constexpr, KEY_ROWS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, mask,
+):  # fmt: skip
+    """Where keys n [BLOCK_N] of a row begin in flat storage or in pages, in elements; `mask` as for tl.load or None.
+
+    With KEY_ROWS, `page_row_ptr` is of row 0, and `key_row_ptr` says in which row's pages each key lies.
+    """
     if PAGED:
-        page = tl.load(page_row_ptr + n // PAGE_SIZE, mask=mask).to(tl.int64)
+        entry = n // PAGE_SIZE
+        if KEY_ROWS:
+            entry += tl.load(key_row_ptr + n, mask=mask).to(tl.int64) * PAGES
+        page = tl.load(page_row_ptr + entry, mask=mask).to(tl.int64)
         return (page * PAGE_SIZE + n % PAGE_SIZE) * K_STRIDE
     return (row_base + n).to(tl.int64) * K_STRIDE
 
@@ -40,13 +49,37 @@ def visible_keys(q_pos, n, kv_length, left, right, CAUSAL: tl.constexpr, WINDOW:
 
 
 @triton.jit
+def visible_range(
+    first_pos, last_pos, kv_length, left, right, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """The keys that queries at first_pos ... last_pos see: some see those in [lo, hi), all those in [full_lo, full_hi).
+
+    `lo` and `full_lo` are starts of tiles. Tiles outside [lo, hi) are never loaded, those inside [full_lo, full_hi)
+    need no mask.
+    """
+    lo = 0
+    hi = kv_length
+    full_lo = 0
+    full_hi = kv_length
+    if CAUSAL:
+        hi = tl.minimum(hi, last_pos + 1)
+        full_hi = tl.minimum(full_hi, first_pos + 1)
+    if WINDOW:
+        lo = tl.maximum(first_pos - left, 0) // BLOCK_N * BLOCK_N
+        hi = tl.minimum(hi, last_pos + right + 1)
+        full_lo = tl.cdiv(tl.maximum(last_pos - left, 0), BLOCK_N) * BLOCK_N
+        full_hi = tl.minimum(full_hi, first_pos + right + 1)
+    return lo, hi, full_lo, full_hi
+
+
+@triton.jit
 def attend(
     acc, m, l, q, q_pos,
-    k_ptr, v_ptr, row_base, page_row_ptr, bias_ptr,
-    lo, hi, kv_length, left, right, scale, K_STRIDE, reach,
+    k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr,
+    lo, hi, kv_length, left, right, scale, PAGES, K_STRIDE, reach,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BIAS: tl.constexpr,
-    PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    PAGED: tl.constexpr, KEY_ROWS: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds the keys of tiles [lo, hi) to the running softmax: acc [BLOCK_M, BLOCK_D], maximum m and sum l [BLOCK_M].
 
@@ -56,11 +89,15 @@ def attend(
     for first in range(lo, hi, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N)
         if MASKED:
-            offsets = key_offsets(n, row_base, page_row_ptr, K_STRIDE, PAGED, PAGE_SIZE, n < kv_length)
+            offsets = key_offsets(
+                n, row_base, page_row_ptr, key_row_ptr, PAGES, K_STRIDE, PAGED, KEY_ROWS, PAGE_SIZE, n < kv_length
+            )  # fmt: skip
             loaded = (n < kv_length)[:, None] & (d < HEAD_DIM)[None, :]
             k = tl.load(k_ptr + offsets[:, None] + d[None, :], mask=loaded, other=0.0)  # [BLOCK_N, BLOCK_D]
         else:
-            offsets = key_offsets(n, row_base, page_row_ptr, K_STRIDE, PAGED, PAGE_SIZE, None)
+            offsets = key_offsets(
+                n, row_base, page_row_ptr, key_row_ptr, PAGES, K_STRIDE, PAGED, KEY_ROWS, PAGE_SIZE, None
+            )  # fmt: skip
             if HEAD_DIM == BLOCK_D:
                 k = tl.load(k_ptr + offsets[:, None] + d[None, :])
             else:
@@ -69,7 +106,7 @@ def attend(
         if BIAS:
             distance = n[None, :] - q_pos[:, None]
             distance = tl.minimum(tl.maximum(distance, -reach), reach)
-            s += tl.load(bias_ptr + distance + reach) * 1.4426950408889634
+            s += tl.load(bias_ptr + distance + reach) * LOG2E
         if MASKED:
             visible = visible_keys(q_pos[:, None], n[None, :], kv_length, left, right, CAUSAL, WINDOW)
             s = tl.where(visible, s, float("-inf"))
@@ -102,11 +139,12 @@ def attention_kernel(
     kv_start_ptr,  # [B], unused when PAGED
     kv_length_ptr,  # [B]
     page_table_ptr,  # [B, PAGES], unused unless PAGED
+    key_rows_ptr,  # [B, KEYS], unused unless KEY_ROWS
     bias_ptr,  # float32 [H, 2 * reach + 1], unused unless BIAS
-    TOKENS, ROWS, HEADS, GROUP, PAGES, Q_STRIDE, K_STRIDE, reach, left, right, scale,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BIAS: tl.constexpr, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    TOKENS, ROWS, HEADS, GROUP, PAGES, KEYS, Q_STRIDE, K_STRIDE, reach, left, right, scale,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BIAS: tl.constexpr, PAGED: tl.constexpr, KEY_ROWS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid (query tiles of the longest row, H, B + 1); the last B writes zeros where no row lies."""
     head = tl.program_id(1)
@@ -136,7 +174,10 @@ def attention_kernel(
     q_start = tl.load(q_start_ptr + row).to(tl.int64)
     row_base = 0 if PAGED else tl.load(kv_start_ptr + row).to(tl.int32)
     page_row_ptr = page_table_ptr
-    if PAGED:
+    key_row_ptr = key_rows_ptr
+    if KEY_ROWS:
+        key_row_ptr += row.to(tl.int64) * KEYS
+    elif PAGED:
         page_row_ptr += row.to(tl.int64) * PAGES
     k_ptr += (head // GROUP) * HEAD_DIM
     v_ptr += (head // GROUP) * HEAD_DIM
@@ -149,21 +190,9 @@ def attention_kernel(
     q = tl.load(q_ptr + q_offsets, mask=q_mask, other=0.0)  # [BLOCK_M, BLOCK_D]
     q_pos = i + kv_length - q_length
 
-    # Keys that some query of the tile sees are in [lo, hi), those that all see in [full_lo, full_hi).
     first_pos = first_q + kv_length - q_length
     last_pos = tl.minimum(first_q + BLOCK_M, q_length) - 1 + kv_length - q_length
-    lo = 0
-    hi = kv_length
-    full_lo = 0
-    full_hi = kv_length
-    if CAUSAL:
-        hi = tl.minimum(hi, last_pos + 1)
-        full_hi = tl.minimum(full_hi, first_pos + 1)
-    if WINDOW:
-        lo = tl.maximum(first_pos - left, 0) // BLOCK_N * BLOCK_N
-        hi = tl.minimum(hi, last_pos + right + 1)
-        full_lo = tl.cdiv(tl.maximum(last_pos - left, 0), BLOCK_N) * BLOCK_N
-        full_hi = tl.minimum(full_hi, first_pos + right + 1)
+    lo, hi, full_lo, full_hi = visible_range(first_pos, last_pos, kv_length, left, right, CAUSAL, WINDOW, BLOCK_N)
     full_lo = tl.minimum(full_lo, tl.cdiv(tl.maximum(hi, lo), BLOCK_N) * BLOCK_N)
     full_hi = tl.maximum(full_hi // BLOCK_N * BLOCK_N, full_lo)
 
@@ -172,17 +201,19 @@ def attention_kernel(
     l = tl.zeros([BLOCK_M], tl.float32)
     if WINDOW:
         acc, m, l = attend(
-            acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, bias_ptr, lo, full_lo, kv_length, left, right,
-            scale, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, PAGED, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N,
-            PRECISION,
+            acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, lo, full_lo, kv_length,
+            left, right, scale, PAGES, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS, PAGE_SIZE,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
         )  # fmt: skip
     acc, m, l = attend(
-        acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, bias_ptr, full_lo, full_hi, kv_length, left, right,
-        scale, K_STRIDE, reach, False, CAUSAL, WINDOW, BIAS, PAGED, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+        acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, full_lo, full_hi, kv_length,
+        left, right, scale, PAGES, K_STRIDE, reach, False, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS, PAGE_SIZE,
+        HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
     )  # fmt: skip
     acc, m, l = attend(
-        acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, bias_ptr, full_hi, hi, kv_length, left, right,
-        scale, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, PAGED, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+        acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, full_hi, hi, kv_length,
+        left, right, scale, PAGES, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS, PAGE_SIZE,
+        HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
     )  # fmt: skip
     # Queries that see no key have l = 0 and acc = 0.
     acc = acc / tl.where(l == 0, 1.0, l)[:, None]
@@ -192,8 +223,8 @@ def attention_kernel(
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int,
-    longest_kv: int, kv_start: Tensor | None, page_table: Tensor | None, causal: bool, window: tuple[int, int] | None,
-    scale: float, bias: Tensor | None, out: Tensor | None,
+    longest_kv: int, kv_start: Tensor | None, page_table: Tensor | None, key_rows: Tensor | None, causal: bool,
+    window: tuple[int, int] | None, scale: float, bias: Tensor | None, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
     out = q.new_empty(q.shape) if out is None else out
     tokens, heads, head_dim = q.shape
@@ -201,11 +232,12 @@ def attention(
     left, right = window or (0, 0)
     grid = (max(1, triton.cdiv(longest_q, blocks.block_m)), heads, len(q_start) + 1)
     attention_kernel[grid](
-        q, k, v, out, q_start, q_length, kv_start, kv_length, page_table, bias,
+        q, k, v, out, q_start, q_length, kv_start, kv_length, page_table, key_rows, bias,
         tokens, len(q_start), heads, heads // k.shape[-2], 0 if page_table is None else page_table.shape[1],
-        q.stride(0), k.stride(-3), 0 if bias is None else bias.shape[1] // 2, left, right, scale * LOG2E,
+        0 if key_rows is None else key_rows.shape[1], q.stride(0), k.stride(-3),
+        0 if bias is None else bias.shape[1] // 2, left, right, scale * LOG2E.value,
         CAUSAL=causal, WINDOW=window is not None, BIAS=bias is not None, PAGED=page_table is not None,
-        PAGE_SIZE=1 if page_table is None else k.shape[1],
+        KEY_ROWS=key_rows is not None, PAGE_SIZE=1 if page_table is None else k.shape[1],
         HEAD_DIM=head_dim, BLOCK_D=blocks.block_d, BLOCK_M=blocks.block_m, BLOCK_N=blocks.block_n,
         PRECISION=dispatch.input_precision(), num_warps=blocks.num_warps, num_stages=blocks.num_stages,
     )  # fmt: skip

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from tercet.kernels import dispatch
 from tercet.kernels.configurations import tile
-from tercet.kernels.jit.attention import LOG2E, attend
+from tercet.kernels.jit.attention import LOG2E, attend, visible_range
 from tercet.kernels.jit.rows import PER_BATCH, find_rows
 
 if TYPE_CHECKING:
@@ -35,9 +35,10 @@ def split_kernel(
     q_length_ptr,  # [B]
     kv_length_ptr,  # [B]
     page_table_ptr,  # [B, PAGES]
+    key_rows_ptr,  # [B, KEYS], unused unless KEY_ROWS
     bias_ptr,  # float32 [H, 2 * reach + 1], unused unless BIAS
-    TOKENS, HEADS, GROUP, PAGES, Q_STRIDE, K_STRIDE, reach, left, right, scale,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BIAS: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    TOKENS, HEADS, GROUP, PAGES, KEYS, Q_STRIDE, K_STRIDE, reach, left, right, scale,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BIAS: tl.constexpr, KEY_ROWS: tl.constexpr, PAGE_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -64,28 +65,22 @@ def split_kernel(
     q_offsets = (q_start + i) * Q_STRIDE + head * HEAD_DIM
     q = tl.load(q_ptr + q_offsets[:, None] + d[None, :], mask=q_mask, other=0.0)  # [BLOCK_M, BLOCK_D]
 
-    # Keys that some query of the tile sees are in [lo, hi); every split takes an equal share of whole tiles.
     first_pos = first // GROUP + kv_length - q_length
     last_pos = tl.minimum((first + BLOCK_M - 1) // GROUP, q_length - 1) + kv_length - q_length
-    lo = 0
-    hi = kv_length
-    full_lo = 0
-    full_hi = kv_length
-    if CAUSAL:
-        hi = tl.minimum(hi, last_pos + 1)
-        full_hi = tl.minimum(full_hi, first_pos + 1)
-    if WINDOW:
-        lo = tl.maximum(first_pos - left, 0) // BLOCK_N * BLOCK_N
-        hi = tl.minimum(hi, last_pos + right + 1)
-        full_lo = tl.cdiv(tl.maximum(last_pos - left, 0), BLOCK_N) * BLOCK_N
-        full_hi = tl.minimum(full_hi, first_pos + right + 1)
+    lo, hi, full_lo, full_hi = visible_range(first_pos, last_pos, kv_length, left, right, CAUSAL, WINDOW, BLOCK_N)
+    # Every split takes an equal share of whole tiles.
     share = tl.cdiv(tl.cdiv(tl.maximum(hi - lo, 0), BLOCK_N), splits) * BLOCK_N
     lo = lo + split * share
     hi = tl.minimum(hi, lo + share)
     full_lo = tl.minimum(tl.maximum(full_lo, lo), tl.cdiv(tl.maximum(hi, lo), BLOCK_N) * BLOCK_N)
     full_hi = tl.maximum(tl.minimum(full_hi, hi) // BLOCK_N * BLOCK_N, full_lo)
 
-    page_row_ptr = page_table_ptr + row.to(tl.int64) * PAGES
+    page_row_ptr = page_table_ptr
+    key_row_ptr = key_rows_ptr
+    if KEY_ROWS:
+        key_row_ptr += row.to(tl.int64) * KEYS
+    else:
+        page_row_ptr += row.to(tl.int64) * PAGES
     k_ptr += kv_head * HEAD_DIM
     v_ptr += kv_head * HEAD_DIM
     if BIAS:
@@ -95,16 +90,19 @@ def split_kernel(
     l = tl.zeros([BLOCK_M], tl.float32)
     if WINDOW:
         acc, m, l = attend(
-            acc, m, l, q, q_pos, k_ptr, v_ptr, 0, page_row_ptr, bias_ptr, lo, full_lo, kv_length, left, right,
-            scale, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, True, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+            acc, m, l, q, q_pos, k_ptr, v_ptr, 0, page_row_ptr, key_row_ptr, bias_ptr, lo, full_lo, kv_length,
+            left, right, scale, PAGES, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, True, KEY_ROWS, PAGE_SIZE,
+            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
         )  # fmt: skip
     acc, m, l = attend(
-        acc, m, l, q, q_pos, k_ptr, v_ptr, 0, page_row_ptr, bias_ptr, full_lo, full_hi, kv_length, left, right,
-        scale, K_STRIDE, reach, False, CAUSAL, WINDOW, BIAS, True, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+        acc, m, l, q, q_pos, k_ptr, v_ptr, 0, page_row_ptr, key_row_ptr, bias_ptr, full_lo, full_hi, kv_length,
+        left, right, scale, PAGES, K_STRIDE, reach, False, CAUSAL, WINDOW, BIAS, True, KEY_ROWS, PAGE_SIZE,
+        HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
     )  # fmt: skip
     acc, m, l = attend(
-        acc, m, l, q, q_pos, k_ptr, v_ptr, 0, page_row_ptr, bias_ptr, full_hi, hi, kv_length, left, right,
-        scale, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, True, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+        acc, m, l, q, q_pos, k_ptr, v_ptr, 0, page_row_ptr, key_row_ptr, bias_ptr, full_hi, hi, kv_length,
+        left, right, scale, PAGES, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, True, KEY_ROWS, PAGE_SIZE,
+        HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
     )  # fmt: skip
     seen = l > 0
     acc = acc / tl.where(seen, l, 1.0)[:, None]
@@ -166,8 +164,8 @@ def split_count(programs: int, tiles: int, processors: int) -> int:
 
 def paged_attention(
     q: Tensor, k: Tensor, v: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int,
-    longest_kv: int, page_table: Tensor, causal: bool, window: tuple[int, int] | None, scale: float,
-    bias: Tensor | None, out: Tensor | None,
+    longest_kv: int, page_table: Tensor, key_rows: Tensor | None, causal: bool, window: tuple[int, int] | None,
+    scale: float, bias: Tensor | None, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
     out = q.new_empty(q.shape) if out is None else out
     tokens, heads, head_dim = q.shape
@@ -183,11 +181,11 @@ def paged_attention(
     lse = torch.empty((splits, tokens, heads), dtype=torch.float32, device=q.device)
     left, right = window or (0, 0)
     split_kernel[splits, programs, rows](
-        q, k, v, partial, lse, q_start, q_length, kv_length, page_table, bias,
-        tokens, heads, group, page_table.shape[1], q.stride(0), k.stride(1),
-        0 if bias is None else bias.shape[1] // 2, left, right, scale * LOG2E,
-        CAUSAL=causal, WINDOW=window is not None, BIAS=bias is not None, PAGE_SIZE=page_size,
-        HEAD_DIM=head_dim, BLOCK_D=blocks.block_d, BLOCK_M=blocks.block_m, BLOCK_N=blocks.block_n,
+        q, k, v, partial, lse, q_start, q_length, kv_length, page_table, key_rows, bias,
+        tokens, heads, group, page_table.shape[1], 0 if key_rows is None else key_rows.shape[1], q.stride(0),
+        k.stride(1), 0 if bias is None else bias.shape[1] // 2, left, right, scale * LOG2E.value,
+        CAUSAL=causal, WINDOW=window is not None, BIAS=bias is not None, KEY_ROWS=key_rows is not None,
+        PAGE_SIZE=page_size, HEAD_DIM=head_dim, BLOCK_D=blocks.block_d, BLOCK_M=blocks.block_m, BLOCK_N=blocks.block_n,
         PRECISION=dispatch.input_precision(), num_warps=blocks.num_warps, num_stages=blocks.num_stages,
     )  # fmt: skip
     combine_kernel[tokens, heads](

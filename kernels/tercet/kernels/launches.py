@@ -1,0 +1,107 @@
+"""What the Triton launchers launch, without a GPU: they run on tensors of torch's "meta" device while the launch is
+recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
+
+import torch
+
+from tercet.kernels import dispatch
+
+if TYPE_CHECKING:
+    from tercet.kernels.calls import Call
+
+KERNELS = "tercet.kernels.jit."
+POINTERS = {
+    torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64",
+}  # fmt: skip
+
+
+class Launch(NamedTuple):
+    """A recorded `kernel[grid](*arguments, **keywords)`."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+
+def launches(call: Call) -> list[Launch]:
+    """What the Triton launchers launch for a call."""
+    from triton.runtime.jit import KernelInterface
+
+    recorded: list[Launch] = []
+
+    def record(kernel: Any, grid: object) -> Any:
+        return lambda *arguments, **keywords: recorded.append(Launch(kernel, arguments, keywords))
+
+    with (
+        mock.patch.object(KernelInterface, "__getitem__", record),
+        mock.patch.multiple(dispatch, _selected="triton", _tf32=call.dtype == "tf32", _reasons=lambda *arguments: ()),
+    ):
+        call.run()
+    return recorded
+
+
+def source(launch: Launch) -> tuple[Any, dict[str, Any]]:
+    """The compiler's input for a launch, specialized as triton does: 1 is a constant, multiples of 16 are known.
+
+    What a kernel is not specialized for is neither.
+    """
+    from triton.compiler import ASTSource
+
+    kernel = launch.kernel
+    names: list[str] = kernel.arg_names
+    values = dict(zip(names, launch.arguments, strict=False)) | launch.keywords
+    constants = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+    unknown = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
+    signature: dict[str, str] = {}
+    constexprs: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    for index, name in enumerate(names):
+        value = values[name]
+        one = isinstance(value, int) and value == 1 and name not in unknown
+        if name in constants or value is None or one:
+            signature[name] = "constexpr"
+            constexprs[index,] = value
+            continue
+        if isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+        else:
+            signature[name] = "i32" if isinstance(value, int) else "fp32"
+        if name not in unknown and (isinstance(value, torch.Tensor) or value % 16 == 0):
+            attributes[index,] = [["tt.divisibility", 16]]
+    options = {name: value for name, value in values.items() if name not in names}
+    return ASTSource(kernel, signature, constexprs, attributes), options
+
+
+def describe(launch: Launch) -> str:
+    """The constants and options that make a launch's configuration."""
+    constants = {p.name for p in launch.kernel.params if p.is_constexpr}
+    chosen = {name: value for name, value in launch.keywords.items() if name in constants or name.startswith("num_")}
+    return " ".join(f"{name}={value}" for name, value in chosen.items())
+
+
+def fingerprint(launch: Launch) -> str:
+    """Changes with the source of the kernel, of what it calls, and with the compiler's input."""
+    compiler_source, options = source(launch)
+    given = compiler_source.signature, compiler_source.constants, compiler_source.attrs, options
+    digest = hashlib.sha256(repr((launch.kernel.__name__, *(sorted(part.items()) for part in given))).encode())
+    for module in sorted(_modules(launch.kernel.fn.__module__)):
+        digest.update(Path(str(sys.modules[module].__file__)).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _modules(name: str) -> set[str]:
+    """A module of kernels and those whose kernels it calls."""
+    found = {name}
+    for value in vars(sys.modules[name]).values():
+        other = getattr(value, "__module__", name)
+        if isinstance(other, str) and other.startswith(KERNELS) and other not in found:
+            found |= _modules(other)
+    return found
