@@ -69,6 +69,18 @@ def choice(name: str, choices: Mapping[Any, Any], default: Any = REQUIRED) -> Ke
     return Key(name, allowed, lambda value: {(type(k), k): v for k, v in choices.items()}[type(value), value], default)
 
 
+def each(name: str, choices: Mapping[Any, Any], default: Any = REQUIRED) -> Key:
+    """A list of `choices`, as a tuple of what they mean."""
+    one = choice(name, choices)
+
+    def accept(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise TypeError
+        return tuple(map(one.accept, cast("list[Any]", value)))
+
+    return Key(name, f"a list of {one.allowed}", accept, default)
+
+
 def flag(name: str, default: Any = REQUIRED) -> Key:
     """One of true and false."""
     return choice(name, {True: True, False: False}, default)
