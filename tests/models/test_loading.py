@@ -143,7 +143,7 @@ def test_t5_takes_its_words_from_any_of_their_names_and_a_head_of_its_own(pair: 
     words = tensors.pop("shared.weight")
     spare = load_model(rewrite(case, tmp_path, tensors | {"encoder.embed_tokens.weight": words.clone()}), device=CPU)
     hidden = torch.randn(3, 40)
-    assert spare.spec.head == "tied"
+    assert spare.spec.head.tied
     assert torch.equal(spare.logits(hidden), case.ours.logits(hidden))
     head = torch.randn(331, 40)
     everything = {"shared.weight": words, "decoder.embed_tokens.weight": words.clone(), "lm_head.weight": head}

@@ -1,6 +1,6 @@
 """Models: an architecture with one checkpoint loaded, run by the engine."""
 
-from tercet.server.models.batch import DecoderBatch, EncoderBatch, KVCache, Rows
+from tercet.server.models.batch import DecoderBatch, EncoderBatch, KVCache, Rows, Source
 from tercet.server.models.errors import CheckpointError
 from tercet.server.models.load import load_model
 from tercet.server.models.model import Model
@@ -13,6 +13,7 @@ __all__ = [
     "KVCache",
     "Model",
     "Rows",
+    "Source",
     "TransformerSpec",
     "load_model",
 ]

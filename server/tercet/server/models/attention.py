@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 from tercet import kernels
-from tercet.server.models.layers import Linear
+from tercet.server.models.layers import Linear, Norm
 
 if TYPE_CHECKING:
-    from tercet.server.models.batch import DecoderBatch, EncoderBatch, KVCache
+    from tercet.server.models.batch import DecoderBatch, EncoderBatch, KVCache, Source
     from tercet.server.models.positions import RelativeBias, Rotary
     from tercet.server.models.spec import StackSpec, Window
 
@@ -28,10 +28,11 @@ class Keys(Protocol):
 
 
 class FlatKeys:
-    """An encoder's: the keys of a row are its own tokens."""
+    """Those of whole sequences: the keys of a row are its own tokens, and its source's."""
 
-    def __init__(self, batch: EncoderBatch) -> None:
+    def __init__(self, batch: EncoderBatch, source: Source | None = None) -> None:
         self.batch = batch
+        self.source = source
 
     def attend(self, attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows = self.batch.rows
@@ -57,7 +58,22 @@ class FlatKeys:
         )
 
     def attend_source(self, attention: CrossAttention, q: Tensor) -> Tensor:
-        raise TypeError("an encoder has no cross-attention")
+        if self.source is None:
+            raise ValueError("the source is missing that a seq2seq model's decoder attends to")
+        k, v = attention.keys_and_values(self.source.hidden)
+        rows, source = self.batch.rows, self.source.rows
+        return kernels.attention(
+            q,
+            k,
+            v,
+            q_start=rows.start,
+            q_length=rows.length,
+            kv_start=source.start,
+            kv_length=source.length,
+            longest_q=rows.longest,
+            longest_kv=source.longest,
+            scale=attention.scale,
+        )
 
 
 class PagedKeys:
@@ -81,6 +97,7 @@ class PagedKeys:
             cos=rotary.cos if rotary else None,
             sin=rotary.sin if rotary else None,
         )
+        shared: dict[str, Any] = {} if batch.key_rows is None else {"key_rows": batch.key_rows}
         return kernels.attention(
             q,
             k_pages,
@@ -95,6 +112,7 @@ class PagedKeys:
             window=attention.window,
             scale=attention.scale,
             bias=attention.bias,
+            **shared,
         )
 
     def attend_source(self, attention: CrossAttention, q: Tensor) -> Tensor:
@@ -126,13 +144,15 @@ class SelfAttention(nn.Module):
         self.head_dim = spec.head_dim
         self.causal = spec.causal
         self.window: Window | None = spec.windows[layer % len(spec.windows)]
-        self.scale = spec.attention_scale
+        self.scale = scale_of(spec, layer)
         self.rotary = rotary
         self.relative_bias = relative_bias
         width, kv_width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         self.widths = (width, kv_width, kv_width)
         self.qkv = Linear(spec.hidden_size, {"q": width, "k": kv_width, "v": kv_width}, bias=spec.qkv_bias)
         self.output = Linear(width, {"output": spec.hidden_size}, bias=spec.attention_output_bias)
+        self.q_norm = Norm(spec.head_dim, "rms_norm", eps=spec.norm_eps, bias=False) if spec.qk_norm else None
+        self.k_norm = Norm(spec.head_dim, "rms_norm", eps=spec.norm_eps, bias=False) if spec.qk_norm else None
 
     @property
     def bias(self) -> Tensor | None:
@@ -142,6 +162,9 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, keys: Keys) -> Tensor:
         """[T, hidden] -> [T, hidden]"""
         q, k, v = (heads(part, self.head_dim) for part in self.qkv(x).split(self.widths, dim=-1))
+        if self.q_norm and self.k_norm:
+            q, k = norm_heads(self.q_norm, q), norm_heads(self.k_norm, k)
+            v = v.contiguous()  # keys and values lie alike
         return self.output(keys.attend(self, q, k, v).flatten(1))
 
 
@@ -152,7 +175,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_dim = spec.head_dim
-        self.scale = spec.attention_scale
+        self.scale = scale_of(spec, layer)
         width, kv_width = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         self.widths = (kv_width, kv_width)
         self.q = Linear(spec.hidden_size, {"q": width}, bias=spec.qkv_bias)
@@ -163,12 +186,28 @@ class CrossAttention(nn.Module):
         """[T, hidden] -> [T, hidden]"""
         return self.output(keys.attend_source(self, heads(self.q(x), self.head_dim)).flatten(1))
 
+    def keys_and_values(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, hidden] -> two of [T, kv_heads, head_dim]"""
+        k, v = self.kv(encoded).split(self.widths, dim=-1)
+        return heads(k, self.head_dim), heads(v, self.head_dim)
+
     def write(self, encoded: Tensor, slots: Tensor, cache: KVCache) -> None:
         """Writes the keys and values of the encoded tokens [T, hidden] into their slots [T] of this layer's pages."""
-        k, v = (heads(part, self.head_dim) for part in self.kv(encoded).split(self.widths, dim=-1))
+        k, v = self.keys_and_values(encoded)
         kernels.kv_write(None, k, v, k_pages=cache.k[self.layer], v_pages=cache.v[self.layer], slots=slots)
 
 
 def heads(x: Tensor, head_dim: int) -> Tensor:
     """[T, heads * head_dim] -> [T, heads, head_dim], a view."""
     return x.unflatten(-1, (-1, head_dim))
+
+
+def norm_heads(norm: Norm, x: Tensor) -> Tensor:
+    """The norm of each head of x [T, heads, head_dim]."""
+    return norm(x.reshape(-1, x.shape[-1])).view(x.shape)
+
+
+def scale_of(spec: StackSpec, layer: int) -> float:
+    """What the scores of a layer are multiplied by."""
+    scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
+    return scale / (layer + 1) if spec.scale_by_layer else scale

@@ -25,7 +25,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class EncoderBatch:
-    """Whole sequences for an encoder. Padding tokens hold any id of the vocabulary."""
+    """Whole sequences, read without a cache. Padding tokens hold any id of the vocabulary."""
 
     token_ids: Tensor
     """int32 [T]"""
@@ -34,6 +34,16 @@ class EncoderBatch:
     rows: Rows
     type_ids: Tensor | None = None
     """int32 [T]; None is all 0."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a seq2seq model's decoder attends to when it reads without a cache."""
+
+    hidden: Tensor
+    """[Ts, hidden], as the encoder gave it."""
+    rows: Rows
+    """One for each row of the batch that the decoder reads."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,8 @@ class DecoderBatch:
     """int32 [B, P]: the pages of each row in order."""
     longest_kv: int
     """An upper bound of `kv_length`."""
+    key_rows: Tensor | None = None
+    """int32 [B, longest_kv]: the row of the batch in whose pages each key of a row lies; None is its own."""
     cross_page_table: Tensor | None = None
     """int32 [B, Pc]: the pages of each row's source; seq2seq alone."""
     cross_length: Tensor | None = None

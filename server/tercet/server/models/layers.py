@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +32,14 @@ def packable(weight: Tensor, device: torch.device) -> bool:
     return device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
+class Prepared(nn.Module):
+    """A module that makes something of its weights once they are there."""
+
+    @abstractmethod
+    def prepare(self, device: torch.device) -> None:
+        """Makes it, on `device`."""
+
+
 class Linear(nn.Module):
     """x Wᵀ + b, several products of one input in one GEMM; `weight` is [out, in]."""
 
@@ -56,17 +66,17 @@ class Linear(nn.Module):
 
 
 class Norm(nn.Module):
-    """A norm in a slot of the residual stream, which is the sum of `hidden` and, unless that is None, `residual`."""
+    """A norm; in a slot of the residual stream, of the sum of `hidden` and, unless that is None, `residual`."""
 
-    def __init__(self, spec: StackSpec) -> None:
+    def __init__(self, width: int, kind: NormKind, *, eps: float, bias: bool) -> None:
         super().__init__()
-        self.kind: NormKind = spec.norm
-        self.eps = spec.norm_eps
-        self.weight = parameter(spec.hidden_size)
-        self.bias = parameter(spec.hidden_size) if spec.norm_bias else None
+        self.kind: NormKind = kind
+        self.eps = eps
+        self.weight = parameter(width)
+        self.bias = parameter(width) if bias else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The norm of x [T, hidden], or of x + residual, to which `residual` changes in place."""
+        """The norm of x [T, width], or of x + residual, to which `residual` changes in place."""
         if self.kind == "rms_norm":
             return kernels.rms_norm(x, self.weight, eps=self.eps, residual=residual)
         return kernels.layer_norm(x, self.weight, self.bias, eps=self.eps, residual=residual)
@@ -84,13 +94,20 @@ class Identity(nn.Module):
     """A norm slot without a norm."""
 
     def before(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The stream, twice; the norm of the branch before has summed it up."""
-        del residual
-        return hidden, hidden
+        """The stream, summed up, twice."""
+        stream = hidden if residual is None else residual.add_(hidden)
+        return stream, stream
 
     def after(self, branch: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The stream, its sum left to the next norm."""
         return branch, residual
+
+
+def norm_slot(spec: StackSpec, *, filled: bool) -> Norm | Identity:
+    """A slot of the residual stream of a stack."""
+    if not filled:
+        return Identity()
+    return Norm(spec.hidden_size, spec.norm, eps=spec.norm_eps, bias=spec.norm_bias)
 
 
 class Vocabulary(nn.Module):
@@ -101,51 +118,50 @@ class Vocabulary(nn.Module):
         self.weight = parameter(vocab_size, hidden_size)
 
 
-class TiedHead(nn.Module):
-    """Logits by the word embedding.
+class Embedding(Prepared):
+    """Words, positions and token types, summed and normed, and the linear map of narrower ones to the hidden size."""
 
-    On a CPU a copy of it, reordered for oneDNN, halves the time of a batch. A few rows stay with the plain one: their
-    time is that of reading it.
-    """
-
-    PACKED_ROWS = 4  # from here on the copy wins
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        super().__init__()
-        self.vocabulary = vocabulary
-        self.register_buffer("packed", None)
-
-    def prepare(self, device: torch.device) -> None:
-        """Makes the copy."""
-        if packable(self.vocabulary.weight, device):
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.vocabulary.weight.detach())
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[N, hidden] -> [N, vocab]"""
-        if self.packed is None or len(hidden) < self.PACKED_ROWS:
-            return functional.linear(hidden, self.vocabulary.weight)
-        return torch.ops.mkldnn._linear_pointwise(hidden, self.packed, None, "none", [], "")
-
-
-class Embedding(nn.Module):
-    """Words, positions and token types, summed and normed."""
-
-    def __init__(self, spec: StackSpec, vocabulary: Vocabulary) -> None:
+    def __init__(self, spec: StackSpec, vocabulary: Vocabulary, max_length: int) -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.scale = spec.embedding_scale
-        self.position = parameter(spec.learned_positions, spec.hidden_size) if spec.learned_positions else None
-        self.token_type = parameter(spec.token_types, spec.hidden_size) if spec.token_types else None
-        self.norm = Norm(spec) if spec.embedding_norm else None
+        self.offset = spec.position_offset
+        self.sinusoids = spec.sinusoids
+        self.maps_words = spec.embedding_map == "words"
+        words = spec.embedding_size or spec.hidden_size
+        self.width = spec.hidden_size if self.maps_words else words
+        self.max_length = max_length
+        self.position = parameter(spec.learned_positions, self.width) if spec.learned_positions else None
+        self.token_type = parameter(spec.token_types, self.width) if spec.token_types else None
+        self.norm = Norm(self.width, spec.norm, eps=spec.norm_eps, bias=spec.norm_bias) if spec.embedding_norm else None
+        self.map = (
+            Linear(words, {"hidden": spec.hidden_size}, bias=spec.embedding_map_bias) if spec.embedding_size else None
+        )
+        self.register_buffer("sines", None)
+
+    def prepare(self, device: torch.device) -> None:
+        """Makes the table of sines."""
+        if self.sinusoids:
+            positions = torch.arange(self.offset, self.offset + self.max_length)
+            table = sinusoids(positions, self.width, fairseq=self.sinusoids == "fairseq")
+            self.sines = table.to(device, self.vocabulary.weight.dtype)
+
+    @property
+    def positions(self) -> Tensor | None:
+        """The table from position 0 on: [positions, width]."""
+        return self.sines if self.position is None else self.position[self.offset :]
 
     def forward(self, token_ids: Tensor, positions: Tensor, type_ids: Tensor | None) -> Tensor:
         """int32 [T] each -> [T, hidden]"""
-        norm = self.norm
-        return kernels.embedding(
+        words, norm = self.vocabulary.weight, self.norm
+        if self.map and self.maps_words:
+            words = self.map(kernels.embedding(token_ids, words))
+            token_ids = torch.arange(len(token_ids), dtype=torch.int32, device=token_ids.device)
+        summed = kernels.embedding(
             token_ids,
-            self.vocabulary.weight,
+            words,
             positions=positions,
-            position=self.position,
+            position=self.positions,
             type_ids=type_ids,
             type=self.token_type,
             scale=self.scale,
@@ -154,9 +170,24 @@ class Embedding(nn.Module):
             eps=norm.eps if norm else 0.0,
             norm=norm.kind if norm else None,
         )
+        return self.map(summed) if self.map and not self.maps_words else summed
 
 
-class FeedForward(nn.Module):
+def sinusoids(positions: Tensor, width: int, *, fairseq: bool) -> Tensor:
+    """Sines of the positions' angles, then cosines (Vaswani et al., 2017, section 3.5): float32 [positions, width].
+
+    An odd column is a sine, of fairseq's layout 0. Its wavelengths, too, are of float32, as they were trained with.
+    """
+    half = width // 2
+    if fairseq:
+        rates = torch.exp(torch.arange(half).float() * -(math.log(10_000) / (half - 1)))
+        angles = torch.outer(positions.float(), rates)
+        return functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
+    angles = torch.outer(positions.double(), 10_000 ** (-torch.arange(0, width, 2).double() / width))
+    return torch.cat([angles.sin(), angles[:, :half].cos()], dim=1).float()
+
+
+class FeedForward(Prepared):
     """Two linear maps around an activation; gated ones compute gate and value in one GEMM."""
 
     def __init__(self, spec: StackSpec) -> None:

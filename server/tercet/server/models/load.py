@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,15 +12,14 @@ from tercet.server.models.checkpoint import open_checkpoint
 from tercet.server.models.checkpoint.config import Config, shorten
 from tercet.server.models.checkpoint.weights import find, load_weights, plan
 from tercet.server.models.errors import CheckpointError
-from tercet.server.models.layers import FeedForward, TiedHead
+from tercet.server.models.layers import Prepared
 from tercet.server.models.model import Model
-from tercet.server.models.positions import RelativeBias, Rotary
 from tercet.server.models.transformer import Transformer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tercet.server.models.architectures import Architecture
+    from tercet.server.models.architectures import Architecture, Head
     from tercet.server.models.checkpoint.source import Checkpoint
     from tercet.server.models.checkpoint.weights import Progress, WeightTable
     from tercet.server.models.spec import TransformerSpec
@@ -55,18 +55,17 @@ def load_model(
     """
     checkpoint = open_checkpoint(source)
     architecture = _architecture(checkpoint)
+    head = _head(checkpoint, architecture)
     compute = _dtype(dtype, device, architecture, checkpoint)
-    config, weights = _tables(checkpoint, architecture)
-    found = (find(name, weights, architecture.prefix) for name in checkpoint.tensors)
-    stored = {place[0].parameter for place in found if place and place[0]}
-    spec = architecture.spec(config, stored)
+    config, weights = _tables(checkpoint, architecture, head)
+    spec = _spec(checkpoint, architecture, head, config, weights)
     length = _length(max_length, spec, checkpoint)
     transformer = Transformer(spec, length)
     transfers = plan(transformer, checkpoint, weights, architecture.prefix)
     head_dim = next(iter(spec.stacks.values())).head_dim
     load_weights(transformer, transfers, checkpoint, head_dim=head_dim, device=device, dtype=compute, progress=progress)
     for module in transformer.modules():
-        if isinstance(module, (Rotary, RelativeBias, FeedForward, TiedHead)):
+        if isinstance(module, Prepared):
             module.prepare(device)
     return Model(architecture.name, spec, transformer, device=device, dtype=compute, max_length=length)
 
@@ -83,12 +82,6 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
     architecture = known.get(name) if isinstance(name, str) else None
     if architecture is None:
         raise CheckpointError(f"{checkpoint.config_file}: {key} is {shorten(name)}, it must be {' or '.join(known)}")
-    classes = checkpoint.config.get("architectures") or list(architecture.classes)
-    if not isinstance(classes, list) or not set(map(str, classes)) <= set(architecture.classes):
-        raise CheckpointError(
-            f"{checkpoint.config_file}: architectures is {shorten(classes)}, "
-            f"it must be {' or '.join(architecture.classes)}"
-        )
     if checkpoint.config.get("quantization_config") is not None:
         raise CheckpointError(
             f"{checkpoint.config_file}: quantization_config: quantized weights are read from GGUF alone"
@@ -96,12 +89,40 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
     return architecture
 
 
-def _tables(checkpoint: Checkpoint, architecture: Architecture) -> tuple[Config, WeightTable]:
+def _head(checkpoint: Checkpoint, architecture: Architecture) -> Head:
+    """The head of the class a checkpoint names."""
+    classes = checkpoint.config.get("architectures") or list(architecture.heads)[:1]
+    if not isinstance(classes, list) or not set(map(str, classes)) <= set(architecture.heads):
+        raise CheckpointError(
+            f"{checkpoint.config_file}: architectures is {shorten(classes)}, "
+            f"it must be {' or '.join(architecture.heads)}"
+        )
+    return architecture.heads[classes[0]]
+
+
+def _tables(checkpoint: Checkpoint, architecture: Architecture, head: Head) -> tuple[Config, WeightTable]:
     """The checked config, and the names of the tensors."""
     if checkpoint.format == "gguf" and architecture.gguf:
         tables = architecture.gguf
         return Config(checkpoint.config_file, tables.config, checkpoint.config, tables.implied), tables.weights
-    return Config(checkpoint.config_file, architecture.config, checkpoint.config), architecture.weights
+    config = Config(checkpoint.config_file, architecture.config, checkpoint.config)
+    return config, {**architecture.weights, **head.weights}
+
+
+def _spec(
+    checkpoint: Checkpoint, architecture: Architecture, head: Head, config: Config, weights: WeightTable
+) -> TransformerSpec:
+    """The spec of a checkpoint's transformer with its head."""
+    found = (find(name, weights, architecture.prefix) for name in checkpoint.tensors)
+    stored = {place[0].parameter for place in found if place and place[0]}
+    spec = architecture.spec(config, stored)
+    if head.encoder_only:
+        spec = replace(spec, family="encoder", decoder=None, target_vocab_size=None)
+    if head.spec is None:
+        return spec
+    described = head.spec(config)
+    # Weights of its own that a file has count more than a config that says they are tied.
+    return replace(spec, head=replace(described, tied=described.tied and "head.output.weight" not in stored))
 
 
 def _dtype(dtype: str, device: torch.device, architecture: Architecture, checkpoint: Checkpoint) -> torch.dtype:

@@ -12,7 +12,7 @@ from tercet.server.models.batch import KVCache
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tercet.server.models.batch import DecoderBatch, EncoderBatch
+    from tercet.server.models.batch import DecoderBatch, EncoderBatch, Source
     from tercet.server.models.spec import Family, TransformerSpec
     from tercet.server.models.transformer import Stack, Transformer
 
@@ -52,9 +52,19 @@ class Model:
         return self.spec.vocab_size
 
     @property
+    def target_vocab_size(self) -> int:
+        """Tokens that the decoder has embeddings for."""
+        return self.spec.target_vocab_size or self.spec.vocab_size
+
+    @property
     def hidden_size(self) -> int:
         """Of the final hidden states."""
         return self.spec.hidden_size
+
+    @property
+    def embedding_size(self) -> int:
+        """Of the vectors that sequences are embedded as: the encoder's hidden size, where there is one."""
+        return next(iter(self.spec.stacks.values())).hidden_size
 
     def cache_bytes_per_page(self, page_size: int) -> int:
         """Bytes of keys and values of all layers in one page of `page_size` tokens."""
@@ -85,12 +95,18 @@ class Model:
         """The final hidden states [T, hidden] of new tokens, which are written into the cache."""
         return self._decoder(batch.token_ids, batch.positions, None, PagedKeys(batch, cache))
 
+    def read(self, batch: EncoderBatch, source: Source | None = None) -> Tensor:
+        """The final hidden states [T, hidden] of whole sequences, read by the decoder without a cache.
+
+        `source`: what a seq2seq model's decoder attends to.
+        """
+        return self._decoder(batch.token_ids, batch.positions, batch.type_ids, FlatKeys(batch, source))
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """Final hidden states [N, hidden] -> float32 [N, vocab]."""
+        """Final hidden states [N, hidden] -> float32 [N, outputs of the head]."""
         if self.transformer.head is None:
             raise TypeError(f"{self.architecture} has no head")
-        scaled = hidden if self.spec.head_scale == 1 else hidden * self.spec.head_scale
-        return self.transformer.head(scaled).float()
+        return self.transformer.head(hidden).float()
 
     @property
     def _decoder(self) -> Stack:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from tercet.server.models.attention import CrossAttention, Keys, SelfAttention
-from tercet.server.models.layers import Embedding, FeedForward, Identity, Linear, Norm, TiedHead, Vocabulary
+from tercet.server.models.heads import Head
+from tercet.server.models.layers import Embedding, FeedForward, Vocabulary, norm_slot
 from tercet.server.models.positions import RelativeBias, Rotary
 
 if TYPE_CHECKING:
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
 class Branch(nn.Module):
     """A body between two norm slots of the residual stream; pre- and post-norm models fill different ones."""
 
-    def __init__(self, spec: StackSpec, body: SelfAttention | CrossAttention | FeedForward) -> None:
+    def __init__(
+        self, spec: StackSpec, body: SelfAttention | CrossAttention | FeedForward, *, first: bool = False
+    ) -> None:
+        """`first`: whether the branch is the first of its stack."""
         super().__init__()
         self.body = body
-        self.norm_before = Norm(spec) if spec.norm_place == "pre" else Identity()
-        self.norm_after = Norm(spec) if spec.norm_place == "post" else Identity()
+        self.norm_before = norm_slot(spec, filled=spec.norm_place == "pre" and (spec.first_norm or not first))
+        self.norm_after = norm_slot(spec, filled=spec.norm_place == "post")
 
     def forward(self, hidden: Tensor, residual: Tensor | None, *keys: Keys) -> tuple[Tensor, Tensor | None]:
         """The residual stream, hidden + residual, before and after this branch."""
@@ -35,12 +39,18 @@ class Layer(nn.Module):
 
     def __init__(self, spec: StackSpec, layer: int, rotary: Rotary | None, relative_bias: RelativeBias | None) -> None:
         super().__init__()
-        self.attention = Branch(spec, SelfAttention(spec, layer, rotary, relative_bias))
+        self.parallel = spec.parallel
+        self.attention = Branch(spec, SelfAttention(spec, layer, rotary, relative_bias), first=layer == 0)
         self.cross_attention = Branch(spec, CrossAttention(spec, layer)) if spec.cross_attention else None
         self.feedforward = Branch(spec, FeedForward(spec))
 
     def forward(self, hidden: Tensor, residual: Tensor | None, keys: Keys) -> tuple[Tensor, Tensor | None]:
         """The residual stream, hidden + residual, before and after this layer."""
+        if self.parallel:
+            normed, residual = self.attention.norm_before.before(hidden, residual)
+            attended = self.attention.body(normed, keys)
+            normed, residual = self.feedforward.norm_before.before(residual, None)
+            return attended + self.feedforward.body(normed), residual
         hidden, residual = self.attention(hidden, residual, keys)
         if self.cross_attention:
             hidden, residual = self.cross_attention(hidden, residual, keys)
@@ -53,11 +63,17 @@ class Stack(nn.Module):
     def __init__(self, spec: StackSpec, vocabulary: Vocabulary, max_length: int) -> None:
         super().__init__()
         self.spec = spec
-        self.embedding = Embedding(spec, vocabulary)
-        self.rotary = Rotary(spec.rotary, max_length) if spec.rotary else None
-        self.relative_bias = RelativeBias(spec.relative_bias, spec.heads) if spec.relative_bias else None
-        self.layers = nn.ModuleList(Layer(spec, i, self.rotary, self.relative_bias) for i in range(spec.layers))
-        self.final_norm = Norm(spec) if spec.final_norm else Identity()
+        self.embedding = Embedding(spec, vocabulary, max_length)
+        tables = {rotary: Rotary(rotary, max_length) for rotary in spec.rotaries if rotary}  # equal ones are one
+        self.rotaries = nn.ModuleList(tables.values())
+        bias = spec.relative_bias
+        self.relative_bias = RelativeBias(bias, spec.heads) if bias and not bias.per_layer else None
+        self.layers = nn.ModuleList()
+        for i in range(spec.layers):
+            rotary = spec.rotaries[i % len(spec.rotaries)]
+            own_bias = RelativeBias(bias, spec.heads) if bias and bias.per_layer else self.relative_bias
+            self.layers.append(Layer(spec, i, rotary and tables[rotary], own_bias))
+        self.final_norm = norm_slot(spec, filled=spec.final_norm)
 
     def forward(self, token_ids: Tensor, positions: Tensor, type_ids: Tensor | None, keys: Keys) -> Tensor:
         """int32 [T] each -> final hidden states [T, hidden]"""
@@ -80,12 +96,11 @@ class Transformer(nn.Module):
     def __init__(self, spec: TransformerSpec, max_length: int) -> None:
         """`max_length`: positions that tables are made for."""
         super().__init__()
-        self.vocabulary = Vocabulary(spec.vocab_size, spec.hidden_size)
+        widths = {name: stack.embedding_size or stack.hidden_size for name, stack in spec.stacks.items()}
+        own = spec.target_vocab_size
+        self.vocabulary = Vocabulary(spec.vocab_size, next(iter(widths.values())))
+        self.target_vocabulary = Vocabulary(own, widths["decoder"]) if own else None
+        decoded = self.target_vocabulary or self.vocabulary
         self.encoder = Stack(spec.encoder, self.vocabulary, max_length) if spec.encoder else None
-        self.decoder = Stack(spec.decoder, self.vocabulary, max_length) if spec.decoder else None
-        self.head = self._head(spec)
-
-    def _head(self, spec: TransformerSpec) -> TiedHead | Linear | None:
-        if spec.head == "tied":
-            return TiedHead(self.vocabulary)
-        return Linear(spec.hidden_size, {"vocabulary": spec.vocab_size}, bias=False) if spec.head == "linear" else None
+        self.decoder = Stack(spec.decoder, decoded, max_length) if spec.decoder else None
+        self.head = Head(spec.head, spec.hidden_size, decoded) if spec.head else None

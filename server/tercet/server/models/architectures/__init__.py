@@ -1,10 +1,16 @@
-"""The architectures there are, one small file each: tables of config keys and tensor names, and a spec made of them."""
+"""The architectures there are, one small file each: tables of config keys and tensor names, and a spec made of them.
 
-from tercet.server.models.architectures.architecture import Architecture
-from tercet.server.models.architectures.bert import BERT
-from tercet.server.models.architectures.llama import LLAMA
-from tercet.server.models.architectures.t5 import T5
+Every `Architecture` that a module of this package defines is one.
+"""
 
-ARCHITECTURES = {architecture.name: architecture for architecture in (BERT, LLAMA, T5)}
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = ["ARCHITECTURES", "Architecture"]
+from tercet.server.models.architectures.architecture import Architecture, Head
+
+_MODULES = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+ARCHITECTURES = {
+    value.name: value for module in _MODULES for value in vars(module).values() if isinstance(value, Architecture)
+}
+
+__all__ = ["ARCHITECTURES", "Architecture", "Head"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from tercet.server.models.checkpoint.config import Key, integer
+from tercet.server.models.spec import HeadSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection
 
     from tercet.server.models.checkpoint.config import Config, Table
-    from tercet.server.models.checkpoint.weights import WeightTable
+    from tercet.server.models.checkpoint.weights import Into, WeightTable
     from tercet.server.models.spec import TransformerSpec
 
 # Lowest and highest sizes of any architecture: a config beyond them is damaged.
@@ -20,6 +24,30 @@ HEAD_DIM = (1, 256)
 VOCABULARY = (1, 4_000_000)
 LENGTH = (1, 4_194_304)
 EPSILON = (0, 1)
+
+# What configs call the activations.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def _count_labels(value: Any) -> int:
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError
+    return len(cast("Mapping[str, Any]", value))
+
+
+# The number of labels of a head that classifies or tags.
+LABELS: Table = {
+    "num_labels": integer("labels", 1, 1_000_000, default=2),
+    "id2label": Key("labels", "an object of the labels by number", _count_labels, default=2),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,26 +61,72 @@ class GGUFTables:
     weights: WeightTable
 
 
+@dataclass(frozen=True)
+class Head:
+    """The head of one of an architecture's classes."""
+
+    spec: Callable[[Config], HeadSpec] | None
+    """None of a base model."""
+    weights: WeightTable = field(default_factory=dict[str, "Into | str | None"])
+    """The names of its tensors, in full, and of those of the base model that it alone uses."""
+    encoder_only: bool = False
+    """Whether a seq2seq model's class has its encoder alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """The tables that turn a checkpoint of one `model_type` into a transformer."""
 
     name: str
     """`model_type` in config.json, `general.architecture` in GGUF."""
-    classes: tuple[str, ...]
-    """What config.json may list under `architectures`."""
+    heads: Mapping[str, Head]
+    """What config.json may list under `architectures`; the first is meant where it lists nothing."""
     config: Table
     """The keys of config.json."""
     weights: WeightTable
-    """The tensors of a Hugging Face checkpoint."""
+    """The tensors of the base model in a Hugging Face checkpoint, without the prefix."""
     spec: Callable[[Config, Collection[str]], TransformerSpec]
-    """From the config, and the parameters that the file has tensors for (`{}` for the layer)."""
+    """All but the head, from the config and the parameters that the file has tensors for (`{}` for the layer)."""
     prefix: str = ""
-    """What a model with a head puts before the names of its base model's tensors."""
+    """What a model with a head puts before the names of its base model's tensors, all of them or none."""
     gguf: GGUFTables | None = None
     """None where GGUF files are not supported."""
     float16: bool = True
     """Whether its activations stay within the range of float16."""
+
+
+BASE = Head(None)
+
+
+def language_model(name: str = "lm_head", *, bias: bool = False) -> Head:
+    """A map to the vocabulary called `name`, tied to the word embedding where the config says `tied`."""
+    return Head(
+        lambda config: HeadSpec(task="generate", outputs=config["vocab_size"], tied=config["tied"], bias=bias),
+        _linear(name, bias=bias),
+    )
+
+
+def classifier(name: str, *, reads: Literal["first", "mean", "last"], bias: bool = True) -> Head:
+    """One linear map of a sequence's hidden state to the labels."""
+    return Head(
+        lambda config: HeadSpec(task="classify", outputs=config["labels"], reads=reads, bias=bias),
+        _linear(name, bias=bias),
+    )
+
+
+def tagger(name: str = "classifier") -> Head:
+    """One linear map of every token's hidden state to the labels."""
+    return Head(lambda config: HeadSpec(task="tag", outputs=config["labels"], bias=True), _linear(name))
+
+
+def answerer(name: str = "qa_outputs") -> Head:
+    """One linear map of every token's hidden state to the scores of an answer that starts and that ends there."""
+    return Head(lambda config: HeadSpec(task="answer", outputs=2, bias=True), _linear(name))
+
+
+def _linear(name: str, *, bias: bool = True) -> WeightTable:
+    weights: dict[str, Into | str | None] = {f"{name}.weight": "head.output.weight"}
+    return weights | {f"{name}.bias": "head.output.bias"} if bias else weights
 
 
 def head_dim(config: Config) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tercet.server.models.architectures.architecture import (
+    ACTIVATIONS,
+    BASE,
     EPSILON,
     HEADS,
     LAYERS,
@@ -30,11 +32,7 @@ CONFIG = {
     "max_position_embeddings": integer("max_length", *LENGTH),
     "type_vocab_size": integer("token_types", 1, 1_000, default=2),
     "layer_norm_eps": number("norm_eps", *EPSILON, default=1e-12),
-    "hidden_act": choice(
-        "activation",
-        {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu"},
-        default="gelu",
-    ),
+    "hidden_act": choice("activation", ACTIVATIONS, default="gelu"),
     "position_embedding_type": choice("positions", {"absolute": "absolute"}, default="absolute"),
     "is_decoder": choice("is_decoder", {False: False}, default=False),
     "add_cross_attention": choice("cross_attention", {False: False}, default=False),
@@ -110,7 +108,7 @@ def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
 
 BERT = Architecture(
     name="bert",
-    classes=("BertModel", "BertForMaskedLM", "BertForPreTraining"),
+    heads={"BertModel": BASE, "BertForMaskedLM": BASE, "BertForPreTraining": BASE},
     config=CONFIG,
     weights=WEIGHTS,
     spec=spec,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tercet.server.models.architectures.architecture import (
+    ACTIVATIONS,
     EPSILON,
     HEAD_DIM,
     HEADS,
@@ -16,6 +17,7 @@ from tercet.server.models.architectures.architecture import (
     GGUFTables,
     head_dim,
     kv_heads,
+    language_model,
 )
 from tercet.server.models.checkpoint.config import Config, Section, choice, flag, integer, number
 from tercet.server.models.checkpoint.weights import Into
@@ -47,9 +49,7 @@ CONFIG = {
     "intermediate_size": integer("intermediate_size", *WIDTH),
     "max_position_embeddings": integer("max_length", *LENGTH, default=2048),
     "rms_norm_eps": number("norm_eps", *EPSILON, default=1e-6),
-    "hidden_act": choice(
-        "activation", {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}, default="silu"
-    ),
+    "hidden_act": choice("activation", ACTIVATIONS, default="silu"),
     "attention_bias": flag("attention_bias", default=False),
     "mlp_bias": flag("feedforward_bias", default=False),
     "tie_word_embeddings": flag("tied", default=False),
@@ -60,27 +60,26 @@ CONFIG = {
 
 LAYER = "decoder.layers.{}"
 WEIGHTS = {
-    "model.embed_tokens.weight": "vocabulary.weight",
-    "model.layers.{}.input_layernorm.weight": f"{LAYER}.attention.norm_before.weight",
-    "model.layers.{}.self_attn.q_proj.weight": Into(f"{LAYER}.attention.body.qkv.weight", fuse="q"),
-    "model.layers.{}.self_attn.q_proj.bias": Into(f"{LAYER}.attention.body.qkv.bias", fuse="q"),
-    "model.layers.{}.self_attn.k_proj.weight": Into(f"{LAYER}.attention.body.qkv.weight", fuse="k"),
-    "model.layers.{}.self_attn.k_proj.bias": Into(f"{LAYER}.attention.body.qkv.bias", fuse="k"),
-    "model.layers.{}.self_attn.v_proj.weight": Into(f"{LAYER}.attention.body.qkv.weight", fuse="v"),
-    "model.layers.{}.self_attn.v_proj.bias": Into(f"{LAYER}.attention.body.qkv.bias", fuse="v"),
-    "model.layers.{}.self_attn.o_proj.weight": f"{LAYER}.attention.body.output.weight",
-    "model.layers.{}.self_attn.o_proj.bias": f"{LAYER}.attention.body.output.bias",
-    "model.layers.{}.post_attention_layernorm.weight": f"{LAYER}.feedforward.norm_before.weight",
-    "model.layers.{}.mlp.gate_proj.weight": Into(f"{LAYER}.feedforward.body.up.weight", fuse="gate"),
-    "model.layers.{}.mlp.gate_proj.bias": Into(f"{LAYER}.feedforward.body.up.bias", fuse="gate"),
-    "model.layers.{}.mlp.up_proj.weight": Into(f"{LAYER}.feedforward.body.up.weight", fuse="up"),
-    "model.layers.{}.mlp.up_proj.bias": Into(f"{LAYER}.feedforward.body.up.bias", fuse="up"),
-    "model.layers.{}.mlp.down_proj.weight": f"{LAYER}.feedforward.body.down.weight",
-    "model.layers.{}.mlp.down_proj.bias": f"{LAYER}.feedforward.body.down.bias",
-    "model.norm.weight": "decoder.final_norm.weight",
-    "lm_head.weight": "head.weight",
+    "embed_tokens.weight": "vocabulary.weight",
+    "layers.{}.input_layernorm.weight": f"{LAYER}.attention.norm_before.weight",
+    "layers.{}.self_attn.q_proj.weight": Into(f"{LAYER}.attention.body.qkv.weight", fuse="q"),
+    "layers.{}.self_attn.q_proj.bias": Into(f"{LAYER}.attention.body.qkv.bias", fuse="q"),
+    "layers.{}.self_attn.k_proj.weight": Into(f"{LAYER}.attention.body.qkv.weight", fuse="k"),
+    "layers.{}.self_attn.k_proj.bias": Into(f"{LAYER}.attention.body.qkv.bias", fuse="k"),
+    "layers.{}.self_attn.v_proj.weight": Into(f"{LAYER}.attention.body.qkv.weight", fuse="v"),
+    "layers.{}.self_attn.v_proj.bias": Into(f"{LAYER}.attention.body.qkv.bias", fuse="v"),
+    "layers.{}.self_attn.o_proj.weight": f"{LAYER}.attention.body.output.weight",
+    "layers.{}.self_attn.o_proj.bias": f"{LAYER}.attention.body.output.bias",
+    "layers.{}.post_attention_layernorm.weight": f"{LAYER}.feedforward.norm_before.weight",
+    "layers.{}.mlp.gate_proj.weight": Into(f"{LAYER}.feedforward.body.up.weight", fuse="gate"),
+    "layers.{}.mlp.gate_proj.bias": Into(f"{LAYER}.feedforward.body.up.bias", fuse="gate"),
+    "layers.{}.mlp.up_proj.weight": Into(f"{LAYER}.feedforward.body.up.weight", fuse="up"),
+    "layers.{}.mlp.up_proj.bias": Into(f"{LAYER}.feedforward.body.up.bias", fuse="up"),
+    "layers.{}.mlp.down_proj.weight": f"{LAYER}.feedforward.body.down.weight",
+    "layers.{}.mlp.down_proj.bias": f"{LAYER}.feedforward.body.down.bias",
+    "norm.weight": "decoder.final_norm.weight",
     # A buffer of old checkpoints; it follows from the config.
-    "model.layers.{}.self_attn.rotary_emb.inv_freq": None,
+    "layers.{}.self_attn.rotary_emb.inv_freq": None,
 }
 
 GGUF_CONFIG = {
@@ -122,9 +121,9 @@ GGUF_WEIGHTS = {
     "blk.{}.ffn_up.weight": Into(f"{LAYER}.feedforward.body.up.weight", fuse="up"),
     "blk.{}.ffn_down.weight": f"{LAYER}.feedforward.body.down.weight",
     "output_norm.weight": "decoder.final_norm.weight",
-    "output.weight": "head.weight",
+    "output.weight": "head.output.weight",
     # Llama 3's scaling of the rotary frequencies, made from the config at conversion.
-    "rope_freqs.weight": "decoder.rotary.factors",
+    "rope_freqs.weight": "decoder.rotaries.0.factors",
 }
 
 
@@ -141,7 +140,7 @@ def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
     rotary = RotarySpec(
         theta=config["theta"],
         dim=size,
-        scaling="factors" if "decoder.rotary.factors" in stored else config["scaling"],
+        scaling="factors" if "decoder.rotaries.0.factors" in stored else config["scaling"],
         factor=config["factor"],
         low_freq_factor=config["low_freq_factor"],
         high_freq_factor=config["high_freq_factor"],
@@ -159,7 +158,7 @@ def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
         norm_place="pre",
         norm_eps=config["norm_eps"],
         final_norm=True,
-        rotary=rotary,
+        rotaries=(rotary,),
         activation=config["activation"],
         gated=True,
         qkv_bias=config["attention_bias"],
@@ -172,15 +171,15 @@ def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
         max_length=config["max_length"],
         default_length=config["max_length"],
         decoder=decoder,
-        head="tied" if config["tied"] and "head.weight" not in stored else "linear",
     )
 
 
 LLAMA = Architecture(
     name="llama",
-    classes=("LlamaForCausalLM",),
+    heads={"LlamaForCausalLM": language_model()},
     config=CONFIG,
     weights=WEIGHTS,
     spec=spec,
+    prefix="model.",
     gguf=GGUFTables(config=GGUF_CONFIG, implied=GGUF_IMPLIED, weights=GGUF_WEIGHTS),
 )

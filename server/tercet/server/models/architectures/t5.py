@@ -13,10 +13,11 @@ from tercet.server.models.architectures.architecture import (
     VOCABULARY,
     WIDTH,
     Architecture,
+    Head,
 )
 from tercet.server.models.checkpoint.config import Config, choice, flag, integer, number
 from tercet.server.models.checkpoint.weights import Into
-from tercet.server.models.spec import RelativeBiasSpec, StackSpec, TransformerSpec
+from tercet.server.models.spec import HeadSpec, RelativeBiasSpec, StackSpec, TransformerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -86,7 +87,6 @@ WEIGHTS = {
     "decoder.block.{}.layer.2.DenseReluDense.wi_1.weight": Into(f"{DECODER}.feedforward.body.up.weight", fuse="up"),
     "decoder.block.{}.layer.2.DenseReluDense.wo.weight": f"{DECODER}.feedforward.body.down.weight",
     "decoder.final_layer_norm.weight": "decoder.final_norm.weight",
-    "lm_head.weight": "head.weight",
     # The first checkpoints carry a bias that cross-attention never had.
     "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": None,
 }
@@ -94,6 +94,7 @@ WEIGHTS = {
 
 def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
     """T5's transformer: RMS norms before each branch, unscaled scores, no biases but those of the positions."""
+    del stored
     if config["max_distance"] <= config["buckets"] // 2:
         raise config.refuse("max_distance", f"it must be above half of the {config['buckets']} buckets")
     activation, gated = config["feed_forward"]
@@ -120,7 +121,6 @@ def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
             attention_scale=1.0,
         )
 
-    scaled = config["tied"] if config["scaled"] is None else config["scaled"]
     return TransformerSpec(
         family="seq2seq",
         vocab_size=config["vocab_size"],
@@ -128,14 +128,20 @@ def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
         default_length=config["default_length"],
         encoder=stack(config["layers"], decoder=False),
         decoder=stack(config["decoder_layers"] or config["layers"], decoder=True),
-        head="tied" if config["tied"] and "head.weight" not in stored else "linear",
-        head_scale=config["hidden_size"] ** -0.5 if scaled else 1.0,
     )
 
 
+def language_model(config: Config) -> HeadSpec:
+    """A map to the vocabulary, what goes into it scaled by the width where it is tied to the word embedding."""
+    scaled = config["tied"] if config["scaled"] is None else config["scaled"]
+    scale = config["hidden_size"] ** -0.5 if scaled else 1.0
+    return HeadSpec(task="generate", outputs=config["vocab_size"], tied=config["tied"], scale=scale)
+
+
+LANGUAGE_MODEL = Head(language_model, {"lm_head.weight": "head.output.weight"})
 T5 = Architecture(
     name="t5",
-    classes=("T5ForConditionalGeneration", "T5WithLMHeadModel"),
+    heads={"T5ForConditionalGeneration": LANGUAGE_MODEL, "T5WithLMHeadModel": LANGUAGE_MODEL},
     config=CONFIG,
     weights=WEIGHTS,
     spec=spec,

@@ -34,6 +34,10 @@ class Into:
     """Stored [in, out], as GPT-2's Conv1D."""
     interleaved: bool = False
     """The rows of a head are in llama.cpp's order, rotary pairs side by side and not half a head apart."""
+    per_head: bool = False
+    """Queries, keys and values in one, stored [heads, 3, head_dim], as GPT-NeoX has them."""
+    leading: bool = False
+    """Stored with a leading dimension of 1, as Marian's final_logits_bias."""
     spare: bool = False
     """A second name for a tensor, read only where no other name of the same parameter is in the file."""
 
@@ -53,15 +57,24 @@ class Transfer:
     size: int
 
 
+HEAD = "head."  # what the parameters of a head begin with
+
+
 def find(name: str, table: WeightTable, prefix: str) -> tuple[Into | None, str] | None:
-    """Where a tensor goes and its layer; (None, ...) for one known and unused, None for one the table doesn't know."""
-    name = name.removeprefix(prefix)
+    """Where a tensor goes and its layer; (None, ...) for one known and unused, None for one the table doesn't know.
+
+    The name is one of the table's, or, where it is no head's, one of them after the prefix.
+    """
     layer = _layer(name)
-    template = name if name in table else name.replace(f".{layer}.", ".{}.", 1)
-    if template not in table:
-        return None
-    into = table[template]
-    return (Into(into) if isinstance(into, str) else into), layer
+    bare = name.removeprefix(prefix)
+    for stem in dict.fromkeys((name, bare)):
+        template = stem if stem in table else stem.replace(f".{layer}.", ".{}.", 1)
+        if template in table:
+            into = table[template]
+            into = Into(into) if isinstance(into, str) else into
+            if stem == name or into is None or not into.parameter.startswith(HEAD):
+                return into, layer
+    return None
 
 
 def load_weights(
@@ -77,16 +90,13 @@ def load_weights(
     """Reads the planned tensors straight into their places; beside the model, one of them at a time is in memory.
 
     The parameters of `transformer`, so far on the meta device, get storage on `device` in `dtype`. `head_dim` is that
-    of heads whose rows are interleaved.
+    of heads whose rows are stored in another order.
     """
     total = sum(transfer.tensor.nbytes for transfer in transfers)
     done = 0
     for transfer in transfers:
         source = checkpoint.read(transfer.tensor).to(device)
-        if transfer.into.interleaved:
-            source = _half_split(source, head_dim)
-        if transfer.into.transpose:
-            source = source.t()
+        source = _arrange(source, transfer.into, head_dim)
         destination = _storage(transformer, transfer.parameter, device, dtype)
         destination.narrow(0, transfer.start, transfer.size).copy_(source)
         done += transfer.tensor.nbytes
@@ -97,14 +107,14 @@ def load_weights(
 def plan(transformer: nn.Module, checkpoint: Checkpoint, table: WeightTable, prefix: str) -> list[Transfer]:
     """Which tensor goes where, in the order of the files; nothing is read or allocated.
 
-    `prefix` may stand before every tensor's name, as that of a base model within one with a head. Raises
+    `prefix` may stand before the names of all tensors but a head's, as in a model with a head. Raises
     CheckpointError on a missing, unexpected or misshapen tensor, or one that is stored as no weight could be, naming it
     and its file.
     """
     parameters = dict(transformer.named_parameters())
     places = {name: _parts(transformer, name) for name in parameters}
     chosen: dict[tuple[str, str], Transfer] = {}
-    prefixed: bool | None = None
+    written = _written_prefix(checkpoint, table, prefix)
     for tensor in checkpoint.tensors.values():
         found = find(tensor.name, table, prefix)
         if found is None:
@@ -112,12 +122,6 @@ def plan(transformer: nn.Module, checkpoint: Checkpoint, table: WeightTable, pre
         into, layer = found
         if into is None:
             continue
-        if prefixed is None:
-            prefixed = tensor.name.startswith(prefix)
-        elif prefixed != tensor.name.startswith(prefix):
-            raise CheckpointError(
-                f"{tensor.file}: unexpected tensor {tensor.name}: some names have the prefix {prefix} and some don't"
-            )
         parameter = into.parameter.format(layer)
         parts = {part: place for part, place in places.get(parameter, {}).items() if into.fuse in (None, part)}
         if not parts:
@@ -135,9 +139,25 @@ def plan(transformer: nn.Module, checkpoint: Checkpoint, table: WeightTable, pre
         for part in parts:
             if (parameter, part) not in chosen:
                 name = _stored_name(parameter, part, table)
-                shared = prefix if any(stored.startswith(prefix) for stored in checkpoint.tensors) else ""
-                raise CheckpointError(f"{checkpoint.weights_file}: missing tensor {shared}{name}")
+                before = "" if parameter.startswith(HEAD) else written
+                raise CheckpointError(f"{checkpoint.weights_file}: missing tensor {before}{name}")
     return list(dict.fromkeys(chosen.values()))
+
+
+def _written_prefix(checkpoint: Checkpoint, table: WeightTable, prefix: str) -> str:
+    """The prefix if the names of the base model's tensors have it, else ""; refused where some have it."""
+    written: str | None = None
+    for tensor in checkpoint.tensors.values():
+        into, _ = find(tensor.name, table, prefix) or (None, "")
+        if into is None or into.parameter.startswith(HEAD):
+            continue
+        own = prefix if tensor.name.startswith(prefix) else ""
+        if written not in (None, own):
+            raise CheckpointError(
+                f"{tensor.file}: unexpected tensor {tensor.name}: some names have the prefix {prefix} and some don't"
+            )
+        written = own
+    return written or ""
 
 
 def _layer(name: str) -> str:
@@ -156,7 +176,7 @@ def _parts(transformer: nn.Module, parameter: str) -> dict[str, tuple[int, int]]
 
 
 def _check(tensor: StoredTensor, shape: tuple[int, ...], into: Into) -> None:
-    expected = shape[::-1] if into.transpose else shape
+    expected = (1,) * into.leading + (shape[::-1] if into.transpose else shape)
     if tensor.shape != expected:
         raise CheckpointError(
             f"{tensor.file}: tensor {tensor.name} has shape {list(tensor.shape)}, the config makes it {list(expected)}"
@@ -186,6 +206,14 @@ def _storage(transformer: nn.Module, parameter: str, device: torch.device, dtype
     return storage
 
 
-def _half_split(x: Tensor, head_dim: int) -> Tensor:
-    """Rows [..., pair, 2] of each head to [..., 2, pair]: undoes the permutation of llama.cpp's conversion."""
-    return x.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(x.shape)
+def _arrange(x: Tensor, into: Into, head_dim: int) -> Tensor:
+    """A stored tensor with the dimensions and the order of rows of its parameter."""
+    if into.leading:
+        return x[0]
+    if into.transpose:
+        return x.t()
+    if into.interleaved:  # [heads, pair, 2, ...] to [heads, 2, pair, ...]: undoes llama.cpp's conversion
+        return x.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(x.shape)
+    if into.per_head:  # [heads, 3, head_dim, ...] to [3, heads, head_dim, ...]
+        return x.unflatten(0, (-1, 3, head_dim)).transpose(0, 1).reshape(x.shape)
+    return x
