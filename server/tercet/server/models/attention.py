@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
@@ -97,7 +97,6 @@ class PagedKeys:
             cos=rotary.cos if rotary else None,
             sin=rotary.sin if rotary else None,
         )
-        shared: dict[str, Any] = {} if batch.key_rows is None else {"key_rows": batch.key_rows}
         return kernels.attention(
             q,
             k_pages,
@@ -108,11 +107,11 @@ class PagedKeys:
             longest_q=batch.rows.longest,
             longest_kv=batch.longest_kv,
             page_table=batch.page_table,
+            key_rows=batch.key_rows,
             causal=attention.causal,
             window=attention.window,
             scale=attention.scale,
             bias=attention.bias,
-            **shared,
         )
 
     def attend_source(self, attention: CrossAttention, q: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from tercet.server.models.architectures.tables import affine
 from tercet.server.models.checkpoint.config import Key, integer
 from tercet.server.models.spec import HeadSpec
 
@@ -102,7 +103,7 @@ def language_model(name: str = "lm_head", *, bias: bool = False) -> Head:
     """A map to the vocabulary called `name`, tied to the word embedding where the config says `tied`."""
     return Head(
         lambda config: HeadSpec(task="generate", outputs=config["vocab_size"], tied=config["tied"], bias=bias),
-        _linear(name, bias=bias),
+        affine({name: "head.output"}) if bias else {f"{name}.weight": "head.output.weight"},
     )
 
 
@@ -110,23 +111,18 @@ def classifier(name: str, *, reads: Literal["first", "mean", "last"], bias: bool
     """One linear map of a sequence's hidden state to the labels."""
     return Head(
         lambda config: HeadSpec(task="classify", outputs=config["labels"], reads=reads, bias=bias),
-        _linear(name, bias=bias),
+        affine({name: "head.output"}) if bias else {f"{name}.weight": "head.output.weight"},
     )
 
 
 def tagger(name: str = "classifier") -> Head:
     """One linear map of every token's hidden state to the labels."""
-    return Head(lambda config: HeadSpec(task="tag", outputs=config["labels"], bias=True), _linear(name))
+    return Head(lambda config: HeadSpec(task="tag", outputs=config["labels"], bias=True), affine({name: "head.output"}))
 
 
 def answerer(name: str = "qa_outputs") -> Head:
     """One linear map of every token's hidden state to the scores of an answer that starts and that ends there."""
-    return Head(lambda config: HeadSpec(task="answer", outputs=2, bias=True), _linear(name))
-
-
-def _linear(name: str, *, bias: bool = True) -> WeightTable:
-    weights: dict[str, Into | str | None] = {f"{name}.weight": "head.output.weight"}
-    return weights | {f"{name}.bias": "head.output.bias"} if bias else weights
+    return Head(lambda config: HeadSpec(task="answer", outputs=2, bias=True), affine({name: "head.output"}))
 
 
 def head_dim(config: Config) -> int:
