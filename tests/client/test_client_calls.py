@@ -8,8 +8,23 @@ import pytest
 
 import tercet.client
 from support.fake_service import vector
-from tercet.client import AsyncClient, Client, InvalidArgument, NotFound, Sampling, TercetError, requests, results
-from tercet.v1.generation_pb2 import SamplingParameters
+from tercet.client import (
+    AsyncClient,
+    Client,
+    InvalidArgument,
+    NotFound,
+    Sampling,
+    TercetError,
+    TokenLogprob,
+    requests,
+    results,
+)
+from tercet.v1.generation_pb2 import (
+    EARLY_STOPPING_FALSE,
+    EARLY_STOPPING_NEVER,
+    EARLY_STOPPING_TRUE,
+    SamplingParameters,
+)
 from tercet.v1.types_pb2 import TextInput, TokenIds
 
 
@@ -20,6 +35,9 @@ def test_models(ask):
     assert (echo.max_length, echo.vocab_size, echo.parameters) == (64, 0x110000, 7)
     assert echo.embedding_size is None
     assert (count.embedding_size, count.state, count.family) == (3, "loading", "seq2seq")
+    assert (count.labels, count.mask_token, count.prompts) == (["bad", "good"], "[MASK]", ["query"])
+    assert (echo.labels, echo.mask_token, echo.prompts) == ([], None, [])
+    assert (echo.generation_tasks, echo.languages) == (["summarization"], ["de", "en"])
     assert count.tasks == ["embed", "unspecified"]  # the second is one that only a newer server knows
 
 
@@ -57,7 +75,7 @@ def test_embed_takes_any_iterable(ask):
 
 def test_embed_sends_only_what_is_set(ask, fake):
     ask("embed", "a")
-    ask("embed", "a", model="count", pooling="cls", normalize=False, truncate=True)
+    ask("embed", "a", model="count", pooling="cls", normalize=False, truncate=True, dimensions=2, prompt_name="")
     (_, plain, *_), (_, full, *_) = fake.attempts("Embed")
     assert [field.name for field, _ in plain.ListFields()] == ["inputs"]
     assert full.model == "count"
@@ -65,6 +83,16 @@ def test_embed_sends_only_what_is_set(ask, fake):
     assert full.HasField("normalize")
     assert not full.normalize
     assert full.truncate
+    assert full.dimensions == 2
+    assert full.HasField("prompt_name")
+
+
+def test_embed_without_pooling_is_a_vector_a_token(ask):
+    one = ask("embed", "ab c", pooling="none")
+    np.testing.assert_array_equal(one, [[2, 195, 97], [1, 99, 99]])
+    first, second = ask("embed", ["ab c", "d"], pooling="none")
+    np.testing.assert_array_equal(first, one)
+    assert second.shape == (1, 3)
 
 
 @pytest.mark.parametrize("count", [256, 257, 700])
@@ -119,16 +147,37 @@ SAMPLING = {
     "stop_token_ids": [],
     "ignore_eos": False,
     "skip_special_tokens": False,
+    "typical_p": 0.5,
+    "presence_penalty": 0.0,
+    "frequency_penalty": -1.5,
+    "logit_bias": {7: -100.0, 9: 0.0},
+    "no_repeat_ngram_size": 0,
+    "bad_words": ["c"],
+    "num_beams": 4,
+    "length_penalty": 0.0,
+    "early_stopping": "never",
+    "logprobs": False,
+    "top_logprobs": 0,
+    "echo": False,
+    "forced_bos_token_id": 0,
+    "forced_eos_token_id": 0,
 }
 
 
 def test_sampling_values_travel_even_where_they_are_zero_or_empty(ask, fake):
     ask("generate", "a", **SAMPLING)
     sampling = fake.attempts("Generate")[0][1].sampling
+    assert {field.name for field, _ in sampling.ListFields()} | {"logit_bias"} == set(SAMPLING)
     for name, value in SAMPLING.items():
-        assert sampling.HasField(name), name
         sent = getattr(sampling, name)
-        assert (list(sent.values) if name.startswith("stop") else sent) == value, name
+        lists = name in {"stop", "stop_token_ids", "bad_words"}
+        assert (list(sent.values) if lists else sent) == (EARLY_STOPPING_NEVER if value == "never" else value), name
+
+
+@pytest.mark.parametrize(("value", "sent"), [(True, EARLY_STOPPING_TRUE), (False, EARLY_STOPPING_FALSE)])
+def test_early_stopping_is_a_bool_or_never(ask, fake, value, sent):
+    ask("generate", "a", num_beams=2, early_stopping=value)
+    assert fake.attempts("Generate")[0][1].sampling.early_stopping == sent
 
 
 def test_unset_and_none_sampling_values_do_not_travel(ask, fake):
@@ -143,6 +192,24 @@ def test_one_stop_string_needs_no_list(ask, fake):
 
 def test_sampling_names_every_field_of_the_protocol():
     assert set(Sampling.__annotations__) == set(SamplingParameters.DESCRIPTOR.fields_by_name) == set(SAMPLING)
+
+
+def test_logprobs_scores_and_the_echoed_prompt_come_back(ask):
+    generation = ask("generate", "a", logprobs=True, top_logprobs=1, echo=True)
+    assert generation.outputs[0].logprobs == [TokenLogprob(-1.5, [(4, -0.25)])] * 3
+    assert generation.prompt_token_ids == [8, 9]
+    assert generation.prompt_logprobs == [TokenLogprob(-1.5, [(4, -0.25)])]
+    assert generation.outputs[0].score is None
+    assert [output.score for output in ask("generate", "a", num_beams=2, n=2).outputs] == [-0.5, -1.5]
+    assert [len(piece.logprobs) for piece in ask.pieces("a b", logprobs=True)] == [1, 1]
+
+
+@pytest.mark.parametrize("method", ["generate", "pieces"])
+def test_tasks_and_languages_travel(ask, fake, method):
+    arguments = {"task": "summarization", "source_lang": "en", "target_lang": "de"}
+    ask("generate", "a", **arguments) if method == "generate" else ask.pieces("a", **arguments)
+    ((_, request, *_),) = fake.attempts("Generate" if method == "generate" else "GenerateStream")
+    assert (request.task, request.source_lang, request.target_lang) == ("summarization", "en", "de")
 
 
 def test_chat(ask):
@@ -202,6 +269,9 @@ def test_health(ask):
         ("generate", [2**32], {}, "input"),
         ("generate", "lone \ud800", {}, "input"),
         ("generate", "a", {"stop": ["\udfff"]}, "sampling.stop"),
+        ("generate", "a", {"logit_bias": {-1: 1.0}}, "sampling.logit_bias"),
+        ("generate", "a", {"early_stopping": "soon"}, "sampling.early_stopping"),
+        ("embed", "a", {"dimensions": -1}, "dimensions"),
         ("chat", [{"role": "user", "content": "a"}, {"role": "user", "text": "a"}], {}, "chat.messages[1]"),
         ("embed", ["a", "\ud800"], {}, "inputs[1]"),
         ("embed", ["a", [-1]], {}, "inputs[1]"),
@@ -253,18 +323,20 @@ def test_errors_argument_has_two_values(ask):
 
 def test_both_clients_have_the_same_methods():
     def face(client):
-        methods = {name: method for name, method in vars(client).items() if not name.startswith("_")}
+        classes = [c for c in client.__mro__ if c is not object]
+        methods = {name: method for c in classes for name, method in vars(c).items() if not name.startswith("_")}
         return {
             name: [(p.name, p.kind, p.default) for p in inspect.signature(method).parameters.values()]
             for name, method in methods.items()
         }
 
     assert face(Client) == face(AsyncClient)
-    assert set(face(Client)) == {
+    tasks = {"answer", "classify", "fill_mask", "rerank", "score", "tag"}
+    assert set(face(Client)) == tasks | {
         "chat", "close", "detokenize", "embed", "generate", "health", "models", "stream", "tokenize", "wait_ready",
     }  # fmt: skip
     for name in set(face(Client)) - {"close"}:
-        assert "timeout" in inspect.signature(getattr(Client, name)).parameters, name
+        assert {"timeout", "options"} & set(inspect.signature(getattr(Client, name)).parameters), name
 
 
 def test_everything_public_is_exported_and_described():
@@ -303,7 +375,8 @@ def test_results_are_frozen(ask):
     generation = ask("generate", "a")
     with pytest.raises(FrozenInstanceError):
         generation.model = "b"
-    assert [field.name for field in fields(generation)] == ["model", "outputs", "usage", "truncated", "seed"]
+    names = ["model", "outputs", "usage", "truncated", "seed", "prompt_token_ids", "prompt_logprobs"]
+    assert [field.name for field in fields(generation)] == names
 
 
 def test_batches_never_exceed_the_limits_nor_lose_items():

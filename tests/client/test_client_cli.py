@@ -1,7 +1,6 @@
 """The `tercet` command as a user meets it: arguments, pipes, exit codes, one line for an error."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,43 +15,6 @@ from typer.testing import CliRunner
 from support.fake_service import REFUSED, REQUEST_ID, Failure, vector
 from tercet.client import cli
 from tercet.v1.types_pb2 import TextInput
-
-COMMAND = [sys.executable, "-m", "tercet.client.cli"]
-
-
-@pytest.fixture
-def environment(fake):
-    return {**os.environ, "TERCET_TARGET": fake.address, "COLUMNS": "100", "NO_COLOR": "1"}
-
-
-@pytest.fixture
-def process(environment):
-    """Runs the command as a process of its own."""
-
-    def run(*arguments, stdin=b"", **variables):
-        return subprocess.run(
-            [*COMMAND, *arguments],
-            input=stdin,
-            capture_output=True,
-            timeout=60,
-            check=False,
-            env={**environment, **variables},
-        )
-
-    return run
-
-
-@pytest.fixture
-def tercet(environment):
-    """Runs the command in this process, which is faster."""
-
-    def run(*arguments, stdin=b"", **variables):
-        result = CliRunner().invoke(cli.app, [*map(str, arguments)], input=stdin, env={**environment, **variables})
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout_bytes, result.stderr_bytes)
-
-    return run
 
 
 def assert_fails(done, code, *words):
@@ -257,7 +219,7 @@ def test_characters_that_the_terminal_lacks(process):
 
 def start(environment, *arguments):
     return subprocess.Popen(
-        [*COMMAND, *arguments],
+        [sys.executable, "-m", "tercet.client.cli", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from concurrent import futures
@@ -22,10 +23,14 @@ from tercet.v1 import (
     generation_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
+    scoring_pb2,
+    scoring_pb2_grpc,
     text_pb2,
     text_pb2_grpc,
+    understanding_pb2,
+    understanding_pb2_grpc,
 )
-from tercet.v1.types_pb2 import DTYPE_FLOAT32, Tensor, Usage
+from tercet.v1.types_pb2 import DTYPE_FLOAT32, Tensor, TextInput, Usage
 
 REQUEST_ID = "5f1d0000deadbeef"
 REFUSED = "refuse this"  # an input that is refused, its neighbours not
@@ -75,10 +80,15 @@ class Fake(
     embedding_pb2_grpc.EmbeddingServiceServicer,
     generation_pb2_grpc.GenerationServiceServicer,
     models_pb2_grpc.ModelServiceServicer,
+    scoring_pb2_grpc.ScoringServiceServicer,
     text_pb2_grpc.TextServiceServicer,
+    understanding_pb2_grpc.UnderstandingServiceServicer,
     health_pb2_grpc.HealthServicer,
 ):
-    """Embeds as `vector` does, tokenizes to code points, generates the prompt's words again and again."""
+    """Embeds as `vector` does, tokenizes to code points, generates the prompt's words again and again.
+
+    Labels, spans and fills are made of the words of a text, scores of their lengths.
+    """
 
     address: str = ""
     requests: list = field(default_factory=list)
@@ -144,8 +154,11 @@ class Fake(
             dtype="float32",
             device="cpu",
             parameters=7,
+            generation_tasks=["summarization"],
+            languages=["de", "en"],
         )
         count = models_pb2.Model(name="count", family=3, tasks=[1, 99], state=1, embedding_size=DIMENSIONS)
+        count.mask_token, count.labels[:], count.prompts[:] = "[MASK]", ["bad", "good"], ["query"]
         return models_pb2.ListModelsResponse(models=[count, echo])
 
     def Embed(self, request, context):
@@ -155,13 +168,13 @@ class Fake(
         items, rows = [], []
         for index, text_input in enumerate(request.inputs):
             if text_input.text == REFUSED:
-                path = f"inputs[{index}].text"
-                message = f"{path}: 9 tokens, the limit is 8"
-                refusal = status(grpc.StatusCode.INVALID_ARGUMENT, message, bad_request(path, message))
-                items.append(embedding_pb2.EmbedItem(error=refusal))
-            else:
-                items.append(embedding_pb2.EmbedItem(row=len(rows)))
-                rows.append(vector(text_input))
+                items.append(embedding_pb2.EmbedItem(error=_refusal(f"inputs[{index}].text")))
+                continue
+            every = request.pooling == embedding_pb2.POOLING_NONE
+            vectors = [vector(TextInput(text=word)) for word in text_input.text.split()] if every else []
+            vectors = vectors or [vector(text_input)]
+            items.append(embedding_pb2.EmbedItem(row=len(rows), rows=len(vectors)))
+            rows += vectors
         if request.model == "short":
             items.pop()
         data = np.array(rows, "<f4")
@@ -191,11 +204,18 @@ class Fake(
                 text=f"{_prompt(request)}#{index}",
                 token_ids=[index, 1, 2],
                 finish_reason=generation_pb2.FINISH_REASON_LENGTH,
+                logprobs=_logprobs(3) if sampling.logprobs else [],
+                score=-0.5 - index if sampling.num_beams > 1 else None,
             )
             for index in range(sampling.n if sampling.HasField("n") else 1)
         ]
         return generation_pb2.GenerateResponse(
-            model="echo", outputs=outputs, usage=Usage(prompt_tokens=5, generated_tokens=3 * len(outputs)), seed=9
+            model="echo",
+            outputs=outputs,
+            usage=Usage(prompt_tokens=5, generated_tokens=3 * len(outputs)),
+            seed=9,
+            prompt_token_ids=[8, 9] if sampling.echo else [],
+            prompt_logprobs=_logprobs(1) if sampling.echo and sampling.logprobs else [],
         )
 
     def GenerateStream(self, request, context):
@@ -211,12 +231,83 @@ class Fake(
                 finish_reason="FINISH_REASON_LENGTH" if last else None,
                 usage=Usage(prompt_tokens=5, generated_tokens=total) if last else None,
                 seed=9,
+                logprobs=_logprobs(1) if request.sampling.logprobs else [],
             )
             self.pieces_sent += 1
             if self.failures.get("midway"):
                 failure = self.failures["midway"].pop()
                 context.abort(failure.code, failure.message)
             time.sleep(self.delay)
+
+    def Rerank(self, request, context):
+        self._attempt("Rerank", request, context)
+        order = sorted(range(len(request.texts)), key=lambda i: -len(request.texts[i]))
+        ranked = [understanding_pb2.Ranked(index=i, score=len(request.texts[i])) for i in order]
+        return understanding_pb2.RerankResponse(results=ranked[: request.top_k if request.HasField("top_k") else None])
+
+    def Classify(self, request, context):
+        self._attempt("Classify", request, context)
+        names = request.zero_shot.labels or ["good", "bad"]
+        items = []
+        for index, item in enumerate(request.inputs):
+            length = float(len(item.input.text + item.pair) or len(item.input.token_ids.values))
+            labels = [understanding_pb2.Label(label=name, score=length) for name in names]
+            items.append(
+                understanding_pb2.ClassifyItem(error=_refusal(f"inputs[{index}].text"))
+                if item.input.text == REFUSED
+                else understanding_pb2.ClassifyItem(labels=understanding_pb2.Labels(labels=labels))
+            )
+        return understanding_pb2.ClassifyResponse(items=items)
+
+    def Tag(self, request, context):
+        self._attempt("Tag", request, context)
+        items = []
+        for index, text in enumerate(request.texts):
+            spans = [
+                understanding_pb2.Span(label="WORD", start=m.start(), end=m.end(), text=m[0], score=1)
+                for m in re.finditer(r"\S+", text)
+            ]
+            items.append(
+                understanding_pb2.TagItem(error=_refusal(f"texts[{index}]"))
+                if text == REFUSED
+                else understanding_pb2.TagItem(spans=understanding_pb2.Spans(spans=spans))
+            )
+        return understanding_pb2.TagResponse(items=items)
+
+    def FillMask(self, request, context):
+        self._attempt("FillMask", request, context)
+        candidates = request.targets.values or ["a", "b"]
+        fills = [understanding_pb2.Fill(token=token, token_id=i, score=0.5) for i, token in enumerate(candidates)]
+        masks = [[understanding_pb2.Fills(fills=fills)] * item.text.count("[MASK]") for item in request.inputs]
+        filled = [understanding_pb2.FilledMasks(masks=mask) for mask in masks]
+        return understanding_pb2.FillMaskResponse(
+            items=[understanding_pb2.FillMaskItem(filled=masks) for masks in filled]
+        )
+
+    def Answer(self, request, context):
+        self._attempt("Answer", request, context)
+        items = []
+        for index, question in enumerate(request.questions):
+            start = max(0, question.context.find(question.question))
+            end = start + len(question.question)
+            found = [understanding_pb2.Answer(text=question.question, start=start, end=end, score=0.75)]
+            items.append(
+                understanding_pb2.AnswerItem(error=_refusal(f"questions[{index}].question"))
+                if question.question == REFUSED
+                else understanding_pb2.AnswerItem(
+                    answers=understanding_pb2.Answers(answers=found, no_answer_score=0.25)
+                )
+            )
+        return understanding_pb2.AnswerResponse(items=items)
+
+    def Score(self, request, context):
+        self._attempt("Score", request, context)
+        items = []
+        for item in request.inputs:
+            ids = [ord(c) for c in item.source.text + item.text.text]
+            scored = scoring_pb2.Score(token_ids=ids, logprobs=[-1] * len(ids), total=-len(ids), perplexity=2.5)
+            items.append(scoring_pb2.ScoreItem(score=scored))
+        return scoring_pb2.ScoreResponse(items=items)
 
     def Tokenize(self, request, context):
         self._attempt("Tokenize", request, context)
@@ -226,6 +317,16 @@ class Fake(
         self._attempt("Detokenize", request, context)
         texts = ["".join(map(chr, sequence.values)) for sequence in request.sequences]
         return text_pb2.DetokenizeResponse(items=[text_pb2.DetokenizeItem(text=text) for text in texts])
+
+
+def _refusal(path):
+    message = f"{path}: 9 tokens, the limit is 8"
+    return status(grpc.StatusCode.INVALID_ARGUMENT, message, bad_request(path, message))
+
+
+def _logprobs(count):
+    top = [generation_pb2.TopLogprob(token_id=4, logprob=-0.25)]
+    return [generation_pb2.TokenLogprob(logprob=-1.5, top=top)] * count
 
 
 def _prompt(request):
@@ -253,7 +354,9 @@ def fake_service(address="127.0.0.1:0", credentials=None):
     embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(fake, server)
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(fake, server)
     models_pb2_grpc.add_ModelServiceServicer_to_server(fake, server)
+    scoring_pb2_grpc.add_ScoringServiceServicer_to_server(fake, server)
     text_pb2_grpc.add_TextServiceServicer_to_server(fake, server)
+    understanding_pb2_grpc.add_UnderstandingServiceServicer_to_server(fake, server)
     health_pb2_grpc.add_HealthServicer_to_server(fake, server)
     port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     fake.address = f"127.0.0.1:{port}"

@@ -7,6 +7,7 @@
         client.generate("Once", max_new_tokens=40, temperature=0).text
         for piece in client.stream([{"role": "user", "content": "Hello"}]):
             print(piece.text, end="", flush=True)
+        client.classify("What a film!")  # [Label("positive", 0.98), ...]; so rerank, tag, fill_mask, answer, score
 
 `AsyncClient` has the same methods to await. Errors are in a tree under `TercetError`.
 """
@@ -31,16 +32,24 @@ from tercet.client.errors import (
     Unimplemented,
 )
 from tercet.client.results import (
+    Answer,
+    Answers,
     Family,
+    Fill,
     FinishReason,
     Generation,
     HealthStatus,
+    Label,
     ModelInfo,
     ModelState,
     Output,
     Piece,
+    Ranked,
+    Score,
+    Span,
     Task,
     Tokenized,
+    TokenLogprob,
     Usage,
 )
 
@@ -51,6 +60,8 @@ if TYPE_CHECKING:
     from tercet.client.transport import AsyncStream, Stream
 
 __all__ = [
+    "Answer",
+    "Answers",
     "AsyncClient",
     "AsyncStream",
     "Cancelled",
@@ -59,22 +70,28 @@ __all__ = [
     "FailedPrecondition",
     "Family",
     "FieldViolation",
+    "Fill",
     "FinishReason",
     "Generation",
     "HealthStatus",
     "Internal",
     "InvalidArgument",
+    "Label",
     "ModelInfo",
     "ModelState",
     "NotFound",
     "Output",
     "PermissionDenied",
     "Piece",
+    "Ranked",
     "ResourceExhausted",
     "Sampling",
+    "Score",
+    "Span",
     "Stream",
     "Task",
     "TercetError",
+    "TokenLogprob",
     "Tokenized",
     "Unauthenticated",
     "Unavailable",

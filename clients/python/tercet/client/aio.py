@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tercet.client import calls
+from tercet.client.aio_tasks import AsyncTasks
 from tercet.client.transport import AsyncStream, AsyncTransport
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from tercet.client.results import Generation, HealthStatus, ModelInfo, Tokenized
 
 
-class AsyncClient:
+class AsyncClient(AsyncTasks):
     """`Client` with methods to await, for many requests at once.
 
     It belongs to the event loop of its first call.
@@ -69,6 +70,8 @@ class AsyncClient:
         pooling: PoolingName | None = None,
         normalize: bool | None = None,
         truncate: bool | None = None,
+        dimensions: int | None = None,
+        prompt_name: str | None = None,
         errors: Literal["raise"] = "raise",
         timeout: float | None = None,
     ) -> NDArray[np.float32]: ...
@@ -81,6 +84,8 @@ class AsyncClient:
         pooling: PoolingName | None = None,
         normalize: bool | None = None,
         truncate: bool | None = None,
+        dimensions: int | None = None,
+        prompt_name: str | None = None,
         errors: Literal["return"],
         timeout: float | None = None,
     ) -> list[NDArray[np.float32] | TercetError]: ...
@@ -92,11 +97,22 @@ class AsyncClient:
         pooling: PoolingName | None = None,
         normalize: bool | None = None,
         truncate: bool | None = None,
+        dimensions: int | None = None,
+        prompt_name: str | None = None,
         errors: Errors = "raise",
         timeout: float | None = None,
     ) -> Any:
         """As `Client.embed`."""
-        call = calls.embed(inputs, model=model, pooling=pooling, normalize=normalize, truncate=truncate, errors=errors)
+        call = calls.embed(
+            inputs,
+            model=model,
+            pooling=pooling,
+            normalize=normalize,
+            truncate=truncate,
+            dimensions=dimensions,
+            prompt_name=prompt_name,
+            errors=errors,
+        )
         return await self._transport.many(call, self._transport.deadline(timeout))
 
     async def generate(
@@ -105,11 +121,22 @@ class AsyncClient:
         *,
         model: str | None = None,
         truncate: bool | None = None,
+        task: str | None = None,
+        source_lang: str | None = None,
+        target_lang: str | None = None,
         timeout: float | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generation:
         """As `Client.generate`."""
-        call = calls.generate(prompt, model=model, truncate=truncate, sampling=sampling)
+        call = calls.generate(
+            prompt,
+            model=model,
+            truncate=truncate,
+            task=task,
+            source_lang=source_lang,
+            target_lang=target_lang,
+            sampling=sampling,
+        )
         return await self._transport.one(call, self._transport.deadline(timeout))
 
     async def chat(
@@ -131,11 +158,22 @@ class AsyncClient:
         *,
         model: str | None = None,
         truncate: bool | None = None,
+        task: str | None = None,
+        source_lang: str | None = None,
+        target_lang: str | None = None,
         timeout: float | None = None,
         **sampling: Unpack[Sampling],
     ) -> AsyncStream:
         """As `Client.stream`."""
-        call = calls.stream(prompt, model=model, truncate=truncate, sampling=sampling)
+        call = calls.stream(
+            prompt,
+            model=model,
+            truncate=truncate,
+            task=task,
+            source_lang=source_lang,
+            target_lang=target_lang,
+            sampling=sampling,
+        )
         return AsyncStream(call, self._transport.start(call, call.request, self._transport.deadline(timeout)))
 
     @overload  # a str is an Iterable[str] too

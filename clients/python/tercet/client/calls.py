@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 Errors = Literal["raise", "return"]
 RESUMES = 3
-PoolingName = Literal["mean", "cls", "last", "max"]
+PoolingName = Literal["mean", "cls", "last", "max", "none"]
 
 
 @dataclass(frozen=True)
@@ -159,26 +159,25 @@ def health(model: str | None) -> Call[HealthStatus]:
 def embed(
     inputs: Prompt | Iterable[Prompt],
     *,
-    model: str | None,
     pooling: PoolingName | None,
-    normalize: bool | None,
-    truncate: bool | None,
     errors: Errors,
+    **options: Any,
 ) -> ListCall:
-    """Vectors of text or token ids."""
+    """Vectors of text or token ids; `options` are other fields of the request."""
     values, single = requests.listed(inputs, "inputs")
     items = [requests.text_input(value, f"inputs[{index}]") for index, value in enumerate(values)]
-    with requests.naming("pooling"):
-        kind: Any = None if pooling is None else Pooling.Value(f"POOLING_{pooling.upper()}")
+    kind = requests.enum(Pooling, "POOLING_", pooling, "pooling")
+    request = requests.build(EmbedRequest, pooling=kind, **options)
+    rows = pooling != "none"
     return ListCall(
         "embedding.Embed",
         [*requests.batches(items)],
-        lambda batch: EmbedRequest(model=model, inputs=batch, pooling=kind, normalize=normalize, truncate=truncate),
-        responses.embeddings,
+        lambda batch: requests.filled(request, inputs=batch),
+        responses.embeddings if rows else responses.features,
         single=single,
         errors=errors,
         stream="embedding.EmbedStream",
-        join=np.stack if errors == "raise" else list,
+        join=np.stack if rows and errors == "raise" else list,
     )
 
 
@@ -215,28 +214,22 @@ def detokenize(
     )
 
 
-def generate(
-    prompt: Prompt, *, model: str | None, truncate: bool | None, sampling: Mapping[str, Any]
-) -> Call[Generation]:
-    """A continuation of text or token ids."""
-    request = requests.generate(requests.text_input(prompt, "input"), model, truncate, sampling)
+def generate(prompt: Prompt, *, sampling: Mapping[str, Any], **options: Any) -> Call[Generation]:
+    """A continuation of text or token ids; `options` are other fields of the request."""
+    request = requests.generate(requests.text_input(prompt, "input"), sampling, **options)
     return Call(attrgetter("generation.Generate"), request, responses.generation)
 
 
-def chat(
-    messages: Iterable[ChatMessage], *, model: str | None, truncate: bool | None, sampling: Mapping[str, Any]
-) -> Call[Generation]:
-    """The next message of a conversation."""
-    request = requests.generate(requests.chat(messages), model, truncate, sampling)
+def chat(messages: Iterable[ChatMessage], *, sampling: Mapping[str, Any], **options: Any) -> Call[Generation]:
+    """The next message of a conversation; `options` as in `generate`."""
+    request = requests.generate(requests.chat(messages), sampling, **options)
     return Call(attrgetter("generation.Generate"), request, responses.generation)
 
 
-def stream(
-    prompt: Prompt | Iterable[ChatMessage], *, model: str | None, truncate: bool | None, sampling: Mapping[str, Any]
-) -> Call[Piece]:
+def stream(prompt: Prompt | Iterable[ChatMessage], *, sampling: Mapping[str, Any], **options: Any) -> Call[Piece]:
     """Either, piece by piece: `read` reads one piece."""
     values: Any = prompt if isinstance(prompt, str | bytes | Mapping) else list(prompt)
     conversation = isinstance(values, list) and values and isinstance(values[0], Mapping)
     content = requests.chat(values) if conversation else requests.text_input(values, "input")
-    request = requests.generate(content, model, truncate, sampling)
+    request = requests.generate(content, sampling, **options)
     return Call(attrgetter("generation.GenerateStream"), request, responses.piece)

@@ -14,13 +14,22 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from tercet.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tercet.v1.generation_pb2_grpc import GenerationServiceStub
 from tercet.v1.models_pb2_grpc import ModelServiceStub
+from tercet.v1.scoring_pb2_grpc import ScoringServiceStub
 from tercet.v1.text_pb2_grpc import TextServiceStub
+from tercet.v1.understanding_pb2_grpc import UnderstandingServiceStub
 
 if TYPE_CHECKING:
     import grpc
 
 _ADDRESS = re.compile(r"(?:dns:(?://[^/]*/)?|ipv[46]:)?(?:\[(?P<bracketed>[^]]+)\]|(?P<host>[^:/]+))(?::\d+)?")
-SERVICES = ("ModelService", "EmbeddingService", "GenerationService", "TextService")
+SERVICES = (
+    "ModelService",
+    "EmbeddingService",
+    "GenerationService",
+    "ScoringService",
+    "TextService",
+    "UnderstandingService",
+)
 # gRPC itself retries, waits as long as the server's grpc-retry-pushback-ms asks, and never repeats a stream once an
 # answer has begun. Nothing a model is asked leaves a trace on the server, so every call may be repeated.
 RETRY_POLICY = {
@@ -94,7 +103,9 @@ class Stubs:
         self.models = ModelServiceStub(channel)
         self.embedding = EmbeddingServiceStub(channel)
         self.generation = GenerationServiceStub(channel)
+        self.scoring = ScoringServiceStub(channel)
         self.text = TextServiceStub(channel)
+        self.understanding = UnderstandingServiceStub(channel)
         self.health = HealthStub(channel)
 
 

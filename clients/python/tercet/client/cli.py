@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tercet.client import commands
+from tercet.client import commands, task_commands
 from tercet.client.errors import DeadlineExceeded, InvalidArgument, TercetError, Unavailable
 
 COMMAND_GROUP = "tercet.commands"
@@ -95,7 +95,20 @@ def tercet(
     """Serves transformer models over gRPC, and talks to such a server."""
 
 
-for command in (commands.embed, commands.generate, commands.chat, commands.tokenize, commands.models, commands.health):
+for command in (
+    commands.embed,
+    commands.generate,
+    commands.chat,
+    task_commands.rerank,
+    task_commands.classify,
+    task_commands.tag,
+    task_commands.fill_mask,
+    task_commands.answer,
+    task_commands.score,
+    commands.tokenize,
+    commands.models,
+    commands.health,
+):
     app.command()(command)
 
 

@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from tercet.client.errors import NotFound, TercetError
-from tercet.client.options import connection, provided, sampling
+from tercet.client.options import connection, languages, provided, sampling
 
 if TYPE_CHECKING:
     from tercet.client.results import Generation
@@ -63,6 +63,9 @@ def embed(
     texts: Texts = None,
     file: Lines = None,
     model: Model = None,
+    pooling: Annotated[str | None, typer.Option(help="mean, cls, last or max; else the checkpoint's own.")] = None,
+    dimensions: Annotated[int | None, typer.Option(help="Keep the first so many components.")] = None,
+    prompt_name: Annotated[str | None, typer.Option(help="The checkpoint's prompt to put before texts.")] = None,
     truncate: Truncate = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", dir_okay=False, help="Save a NumPy array here (.npy).")
@@ -72,7 +75,16 @@ def embed(
     """Turn texts into vectors: a line of numbers for each."""
     import numpy as np
 
-    vectors = client.embed(read_texts(texts, file), model=model, truncate=truncate)
+    if pooling == "none":
+        raise typer.BadParameter("a vector for every token is for the SDK; here it is one a text", param_hint="pooling")
+    vectors = client.embed(
+        read_texts(texts, file),
+        model=model,
+        pooling=cast("Any", pooling),
+        dimensions=dimensions,
+        prompt_name=prompt_name,
+        truncate=truncate,
+    )
     if output is not None:
         with output.open("wb") as saved:
             np.save(saved, vectors, allow_pickle=False)
@@ -84,10 +96,11 @@ def embed(
         np.savetxt(sys.stdout, vectors, fmt="%.7g")
 
 
-@provided(LIMITLESS, client=connection, sampling=sampling)
+@provided(LIMITLESS, client=connection, sampling=sampling, languages=languages)
 def generate(
     client: "Client",
     sampling: dict[str, Any],
+    languages: dict[str, Any],
     prompt: Annotated[str | None, typer.Argument(help="Text to continue or transform; - or nothing is stdin.")] = None,
     model: Model = None,
     truncate: Truncate = False,
@@ -98,9 +111,10 @@ def generate(
     """Continue a prompt, or transform a source."""
     text = read_prompt(prompt)
     if as_json or n > 1:
-        show_generation(client.generate(text, model=model, truncate=truncate, n=n, **sampling), as_json)
+        generation = client.generate(text, model=model, truncate=truncate, n=n, **languages, **sampling)
+        show_generation(generation, as_json)
     else:
-        show_stream(client.stream(text, model=model, truncate=truncate, **sampling), stats)
+        show_stream(client.stream(text, model=model, truncate=truncate, **languages, **sampling), stats)
 
 
 @provided(LIMITLESS, client=connection, sampling=sampling)

@@ -38,6 +38,15 @@ def connection(
         raise typer.BadParameter(str(error)) from None
 
 
+def languages(
+    task: Annotated[str | None, typer.Option(help="One of the checkpoint's own tasks.")] = None,
+    source_lang: Annotated[str | None, typer.Option(help="The language of the prompt.")] = None,
+    target_lang: Annotated[str | None, typer.Option(help="The language to generate.")] = None,
+) -> dict[str, Any]:
+    """What a prompt is and what is to become of it, for models that know several tasks or languages."""
+    return {name: value for name, value in locals().items() if value is not None}
+
+
 def sampling(
     max_new_tokens: Annotated[int | None, typer.Option(help="The most tokens to generate.")] = None,
     temperature: Annotated[
@@ -50,6 +59,13 @@ def sampling(
     ] = None,
     repetition_penalty: Annotated[
         float | None, typer.Option(help="Penalize seen tokens: 0.01 to 100; 1 is off.")
+    ] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None, typer.Option(help="Never repeat so many tokens in a row; 0 is off.")
+    ] = None,
+    num_beams: Annotated[int | None, typer.Option(help="Beams of beam search; 1 is none.")] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="With beams: above 0 prefers longer outputs, below 0 shorter ones.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Make draws repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,

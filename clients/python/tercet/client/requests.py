@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from google.protobuf.message import Message
 
 from tercet.client.errors import FieldViolation, InvalidArgument
-from tercet.v1.generation_pb2 import Chat, GenerateRequest, SamplingParameters
+from tercet.v1.generation_pb2 import Chat, EarlyStopping, GenerateRequest, SamplingParameters
 from tercet.v1.types_pb2 import TextInput, TokenIds
 
 Prompt = str | Iterable[int]
@@ -46,7 +46,7 @@ class Sampling(TypedDict, total=False):
     seed: int | None
     """Makes draws repeatable; else the server chooses and reports it."""
     n: int | None
-    """How many outputs; 1."""
+    """How many outputs, with beams the best n of them; 1."""
     stop: str | Iterable[str] | None
     """Generation ends before any of these strings."""
     stop_token_ids: Iterable[int] | None
@@ -55,6 +55,35 @@ class Sampling(TypedDict, total=False):
     """Whether end-of-sequence tokens are ignored, for benchmarks; False."""
     skip_special_tokens: bool | None
     """Whether special tokens are left out of text; True."""
+    typical_p: float | None
+    """Keeps the tokens nearest to the expected surprise that together reach this probability; 1 is off."""
+    presence_penalty: float | None
+    """Subtracted from the logit of every token that the output holds: -2 to 2; 0 is off."""
+    frequency_penalty: float | None
+    """Subtracted from the logit of a token for each time that the output holds it: -2 to 2; 0 is off."""
+    logit_bias: Mapping[int, float] | None
+    """Token ids and what is added to their logits: -100 to 100."""
+    no_repeat_ngram_size: int | None
+    """No sequence of so many tokens occurs twice; 0 is off."""
+    bad_words: str | Iterable[str] | None
+    """Texts that are not generated."""
+    num_beams: int | None
+    """Beams of beam search; 1 is none."""
+    length_penalty: float | None
+    """The power of its length that divides the score of a finished beam; 1."""
+    early_stopping: bool | Literal["never"] | None
+    """When beam search ends: True once enough beams are finished, False once a better one is unlikely, "never" once it
+    is impossible; False."""
+    logprobs: bool | None
+    """Whether the log probability of each token is reported; False. Not with beams."""
+    top_logprobs: int | None
+    """How many of the likeliest tokens are reported beside it, at most 20; 0."""
+    echo: bool | None
+    """Whether outputs begin with the prompt, whose log probabilities are reported too; False. Decoders alone."""
+    forced_bos_token_id: int | None
+    """The first token to generate."""
+    forced_eos_token_id: int | None
+    """The last token to generate where an output reaches max_new_tokens."""
 
 
 @contextmanager
@@ -122,6 +151,32 @@ def batches(items: list[M]) -> Iterator[list[M]]:
     yield batch
 
 
+def enum(enum: Any, prefix: str, word: str | None, field: str) -> Any:
+    """The value that a word of the SDK stands for; None stays None."""
+    with naming(field):
+        return None if word is None else enum.Value(f"{prefix}{word.upper()}")
+
+
+def build(kind: type[M], **values: Any) -> M:
+    """A message of these values; None is unset. Raises TypeError for a name that is no field."""
+    message = kind()
+    for name, value in values.items():
+        if name not in kind.DESCRIPTOR.fields_by_name:
+            raise TypeError(f"unexpected keyword argument {name!r}")
+        with naming(name):
+            message.MergeFrom(kind(**{name: value}))
+    return message
+
+
+def filled(options: M, **items: list[Any]) -> M:
+    """A request with these options and items."""
+    request = type(options)()
+    request.CopyFrom(options)
+    for field, values in items.items():
+        getattr(request, field).extend(values)
+    return request
+
+
 def chat(messages: Iterable[ChatMessage]) -> Chat:
     """A conversation, oldest message first."""
     if isinstance(messages, str | bytes | Mapping):
@@ -133,11 +188,9 @@ def chat(messages: Iterable[ChatMessage]) -> Chat:
     return conversation
 
 
-def generate(
-    prompt: TextInput | Chat, model: str | None, truncate: bool | None, sampling: Mapping[str, Any]
-) -> GenerateRequest:
-    """What to continue, and how."""
-    request = GenerateRequest(model=model, truncate=truncate, sampling=sampling_parameters(sampling))
+def generate(prompt: TextInput | Chat, sampling: Mapping[str, Any], **options: Any) -> GenerateRequest:
+    """What to continue, and how; `options` are other fields of the request."""
+    request = GenerateRequest(sampling=sampling_parameters(sampling), **options)
     if isinstance(prompt, Chat):
         request.chat.CopyFrom(prompt)
     else:
@@ -155,8 +208,12 @@ def sampling_parameters(values: Mapping[str, Any]) -> SamplingParameters:
         if value is None:
             continue
         with naming(f"sampling.{name}"):
-            if field.message_type is None:
+            if field.enum_type is not None:
+                setattr(parameters, name, EarlyStopping.Value(f"EARLY_STOPPING_{str(value).upper()}"))
+            elif field.message_type is None:
                 setattr(parameters, name, value)
+            elif isinstance(value, Mapping):
+                getattr(parameters, name).update(value)
             else:
                 wrapped = getattr(parameters, name)
                 wrapped.SetInParent()

@@ -7,18 +7,44 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from tercet.client.results import Generation, ModelInfo, Output, Piece, Tokenized, Usage
+from tercet.client.results import (
+    Answer,
+    Answers,
+    Fill,
+    Generation,
+    Label,
+    ModelInfo,
+    Output,
+    Piece,
+    Ranked,
+    Score,
+    Span,
+    Tokenized,
+    TokenLogprob,
+    Usage,
+)
 from tercet.v1.generation_pb2 import FinishReason, GenerateResponse, GenerateStreamResponse
 from tercet.v1.models_pb2 import Family, Model, ModelState, Task
 from tercet.v1.types_pb2 import DTYPE_FLOAT32, DType, Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from google.rpc.status_pb2 import Status
     from numpy.typing import NDArray
 
     from tercet.v1.embedding_pb2 import EmbedResponse
+    from tercet.v1.generation_pb2 import TokenLogprob as TokenLogprobMessage
+    from tercet.v1.scoring_pb2 import ScoreResponse
     from tercet.v1.text_pb2 import DetokenizeResponse, TokenizeResponse
     from tercet.v1.types_pb2 import Usage as UsageMessage
+    from tercet.v1.understanding_pb2 import (
+        AnswerResponse,
+        ClassifyResponse,
+        FillMaskResponse,
+        RerankResponse,
+        TagResponse,
+    )
 
 
 def enum_name(enum: Any, value: int, prefix: str) -> Any:
@@ -45,6 +71,11 @@ def model_info(model: Model) -> ModelInfo:
         dtype=model.dtype,
         device=model.device,
         parameters=model.parameters,
+        labels=list(model.labels),
+        mask_token=model.mask_token or None,
+        prompts=list(model.prompts),
+        generation_tasks=list(model.generation_tasks),
+        languages=list(model.languages),
     )
 
 
@@ -59,6 +90,12 @@ def embeddings(response: EmbedResponse) -> list[NDArray[np.float32] | Status]:
     """The vector of each input, or why there is none."""
     rows = tensor(response.embeddings) if response.embeddings.data else np.empty((0, 0), np.float32)
     return [rows[item.row] if item.HasField("row") else item.error for item in response.items]
+
+
+def features(response: EmbedResponse) -> list[NDArray[np.float32] | Status]:
+    """The vectors of each input's tokens [tokens, embedding size], or why there are none."""
+    rows = tensor(response.embeddings) if response.embeddings.data else np.empty((0, 0), np.float32)
+    return [rows[item.row : item.row + item.rows] if item.HasField("row") else item.error for item in response.items]
 
 
 def tokenized(response: TokenizeResponse) -> list[Tokenized | Status]:
@@ -90,17 +127,31 @@ def finish_reason(value: int) -> Any:
     return enum_name(FinishReason, value, "FINISH_REASON_") if value else None
 
 
+def logprobs(messages: Iterable[TokenLogprobMessage]) -> list[TokenLogprob]:
+    """How likely tokens were."""
+    return [TokenLogprob(token.logprob, [(top.token_id, top.logprob) for top in token.top]) for token in messages]
+
+
 def generation(response: GenerateResponse) -> Generation:
     """Everything that a call generated."""
     return Generation(
         model=response.model,
         outputs=[
-            Output(output.index, output.text, list(output.token_ids), finish_reason(output.finish_reason))
+            Output(
+                index=output.index,
+                text=output.text,
+                token_ids=list(output.token_ids),
+                finish_reason=finish_reason(output.finish_reason),
+                logprobs=logprobs(output.logprobs),
+                score=output.score if output.HasField("score") else None,
+            )
             for output in response.outputs
         ],
         usage=usage(response.usage),
         truncated=response.truncated,
         seed=response.seed,
+        prompt_token_ids=list(response.prompt_token_ids),
+        prompt_logprobs=logprobs(response.prompt_logprobs),
     )
 
 
@@ -114,4 +165,64 @@ def piece(response: GenerateStreamResponse) -> Piece:
         usage=usage(response.usage) if response.HasField("usage") else None,
         truncated=response.truncated,
         seed=response.seed,
+        logprobs=logprobs(response.logprobs),
+        score=response.score if response.HasField("score") else None,
+        prompt_token_ids=list(response.prompt_token_ids),
+        prompt_logprobs=logprobs(response.prompt_logprobs),
     )
+
+
+def ranked(response: RerankResponse) -> list[Ranked]:
+    """Texts in order of relevance."""
+    return [Ranked(result.index, result.score, result.truncated) for result in response.results]
+
+
+def labels(response: ClassifyResponse) -> list[list[Label] | Status]:
+    """The labels of each input, or why there are none."""
+    return [
+        [Label(label.label, label.score) for label in item.labels.labels] if item.HasField("labels") else item.error
+        for item in response.items
+    ]
+
+
+def spans(response: TagResponse) -> list[list[Span] | Status]:
+    """The spans of each text, or why there are none."""
+    return [
+        [Span(span.label, span.start, span.end, span.text, span.score) for span in item.spans.spans]
+        if item.HasField("spans")
+        else item.error
+        for item in response.items
+    ]
+
+
+def fills(response: FillMaskResponse) -> list[list[list[Fill]] | Status]:
+    """The candidates for each mask of each input, or why there are none."""
+    return [
+        [[Fill(fill.token, fill.token_id, fill.score) for fill in mask.fills] for mask in item.filled.masks]
+        if item.HasField("filled")
+        else item.error
+        for item in response.items
+    ]
+
+
+def answers(response: AnswerResponse) -> list[Answers | Status]:
+    """The answers to each question, or why there are none."""
+    return [
+        Answers(
+            (Answer(answer.text, answer.start, answer.end, answer.score) for answer in item.answers.answers),
+            item.answers.no_answer_score,
+        )
+        if item.HasField("answers")
+        else item.error
+        for item in response.items
+    ]
+
+
+def scores(response: ScoreResponse) -> list[Score | Status]:
+    """How likely each text is, or why that is unknown."""
+    return [
+        Score(list(item.score.token_ids), list(item.score.logprobs), item.score.total, item.score.perplexity)
+        if item.HasField("score")
+        else item.error
+        for item in response.items
+    ]

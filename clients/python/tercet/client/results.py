@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
+    "Answer",
+    "Answers",
     "Family",
+    "Fill",
     "FinishReason",
     "Generation",
     "HealthStatus",
+    "Label",
     "ModelInfo",
     "ModelState",
     "Output",
     "Piece",
+    "Ranked",
+    "Score",
+    "Span",
     "Task",
+    "TokenLogprob",
     "Tokenized",
     "Usage",
 ]
 
 # Beside these a newer server may say what this SDK does not know: "unspecified".
 Family = Literal["encoder", "decoder", "seq2seq", "unspecified"]
-Task = Literal["embed", "generate", "chat", "unspecified"]
+Task = Literal[
+    "embed", "generate", "chat", "rerank", "classify", "zero_shot", "tag", "fill_mask", "answer", "score", "unspecified"
+]
 ModelState = Literal["loading", "ready", "restarting", "failed", "draining", "unspecified"]
 FinishReason = Literal["eos", "stop", "length"]
 HealthStatus = Literal["SERVING", "NOT_SERVING", "UNKNOWN", "SERVICE_UNKNOWN"]
@@ -52,6 +65,16 @@ class ModelInfo:
     """Where it computes: "cpu", "cuda:0"."""
     parameters: int
     """How many weights it has."""
+    labels: list[str]
+    """What a model that classifies or tags tells apart."""
+    mask_token: str | None
+    """What stands for a token to fill in; None for models that fill no masks."""
+    prompts: list[str]
+    """What `prompt_name=` of `embed` takes."""
+    generation_tasks: list[str]
+    """What `task=` of `generate` takes."""
+    languages: list[str]
+    """What `source_lang=` and `target_lang=` take."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +88,29 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token was: natural logarithms of the model's own probabilities."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+    """The likeliest tokens and theirs, likeliest first, as many as were asked for."""
+
+
+@dataclass(frozen=True)
 class Output:
     """One of the n outputs of a call."""
 
     index: int
     text: str
-    """Without the prompt and without the stop string."""
+    """Without the prompt, unless it is echoed, and without the stop string."""
     token_ids: list[int]
     """Every generated token, the one that ended it included."""
     finish_reason: FinishReason | None
     """Why it ended: "eos" by the model, "stop" by a stop string or token, "length" by a limit."""
+    logprobs: list[TokenLogprob]
+    """One for each of `token_ids`, if asked for."""
+    score: float | None
+    """Of a beam: the sum of its log probabilities divided by its length to the power of length_penalty."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +126,10 @@ class Generation:
     """Whether the prompt was cut."""
     seed: int
     """The seed that was used: the same seed makes the same draws."""
+    prompt_token_ids: list[int]
+    """The prompt's tokens, with echo."""
+    prompt_logprobs: list[TokenLogprob]
+    """One for each of them but the first, with echo and logprobs."""
 
     @property
     def text(self) -> str:
@@ -124,6 +164,14 @@ class Piece:
     """Whether the prompt was cut."""
     seed: int
     """The seed in use."""
+    logprobs: list[TokenLogprob]
+    """One for each of `token_ids`, if asked for."""
+    score: float | None
+    """Of a beam, on its last piece; as `Output.score`."""
+    prompt_token_ids: list[int]
+    """The prompt's tokens, with echo, on the stream's first piece."""
+    prompt_logprobs: list[TokenLogprob]
+    """One for each of them but the first, with echo and logprobs."""
 
 
 @dataclass(frozen=True)
@@ -135,3 +183,84 @@ class Tokenized:
     """As the vocabulary spells them."""
     offsets: list[tuple[int, int]]
     """Start and end of each token in the text, end exclusive, in characters; (0, 0) for special tokens."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A text's place in an order of relevance."""
+
+    index: int
+    """Which of the texts that were passed."""
+    score: float
+    truncated: bool
+    """Whether it was cut."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label and how well it fits."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a text and its label."""
+
+    label: str
+    start: int
+    """In characters of the text."""
+    end: int
+    """Exclusive."""
+    text: str
+    """What is between."""
+    score: float
+    """How probable the label is."""
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A candidate for a mask."""
+
+    token: str
+    token_id: int
+    score: float
+    """How probable it is."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A part of a context that may answer a question."""
+
+    text: str
+    """Empty is "no answer"."""
+    start: int
+    """In characters of the context."""
+    end: int
+    """Exclusive."""
+    score: float
+    """How probable it is."""
+
+
+class Answers(list[Answer]):
+    """The answers to one question, the best first."""
+
+    def __init__(self, answers: Iterable[Answer], no_answer_score: float) -> None:
+        super().__init__(answers)
+        self.no_answer_score = no_answer_score
+        """How probable it is that the context holds none."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a model finds a text."""
+
+    token_ids: list[int]
+    """The tokens that have a probability: a decoder's without the first, a masked model's without special tokens."""
+    logprobs: list[float]
+    """Natural logarithms of probability, one a token."""
+    total: float
+    """Their sum."""
+    perplexity: float
+    """exp(-total / tokens)."""

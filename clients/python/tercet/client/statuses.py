@@ -14,7 +14,7 @@ from tercet.client.errors import BY_CODE, FieldViolation, TercetError
 
 REQUEST_ID = "x-request-id"
 _DETAILS = "grpc-status-details-bin"
-_ITEM = re.compile(r"\b(inputs|texts|sequences)\[(\d+)\]")
+_ITEM = re.compile(r"\b(inputs|texts|sequences|questions)\[(\d+)\]")
 
 D = TypeVar("D", bound=Message)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tercet.client import calls
+from tercet.client.tasks import Tasks
 from tercet.client.transport import Stream, Transport
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from tercet.client.results import Generation, HealthStatus, ModelInfo, Tokenized
 
 
-class Client:
+class Client(Tasks):
     """Talks to a Tercet server.
 
     Threads may share it. Every call takes `timeout` in seconds (None is the client's, infinity is none) and raises a
@@ -81,6 +82,8 @@ class Client:
         pooling: PoolingName | None = None,
         normalize: bool | None = None,
         truncate: bool | None = None,
+        dimensions: int | None = None,
+        prompt_name: str | None = None,
         errors: Literal["raise"] = "raise",
         timeout: float | None = None,
     ) -> NDArray[np.float32]: ...
@@ -93,6 +96,8 @@ class Client:
         pooling: PoolingName | None = None,
         normalize: bool | None = None,
         truncate: bool | None = None,
+        dimensions: int | None = None,
+        prompt_name: str | None = None,
         errors: Literal["return"],
         timeout: float | None = None,
     ) -> list[NDArray[np.float32] | TercetError]: ...
@@ -104,6 +109,8 @@ class Client:
         pooling: PoolingName | None = None,
         normalize: bool | None = None,
         truncate: bool | None = None,
+        dimensions: int | None = None,
+        prompt_name: str | None = None,
         errors: Errors = "raise",
         timeout: float | None = None,
     ) -> Any:
@@ -116,15 +123,26 @@ class Client:
             pooling: how the vectors of tokens become one; None is the checkpoint's own.
             normalize: whether vectors are scaled to length 1; None is the checkpoint's own.
             truncate: whether an input that is too long is cut; else it is refused.
+            dimensions: keeps the first so many components, for checkpoints trained to bear it (Matryoshka).
+            prompt_name: the checkpoint's prompt of this name is put before every text; None is its default, "" is none.
             errors: "raise" raises the error of the first input of a list that is refused, with its position in
                 `index`; "return" puts each error where the vector would be. What concerns the whole call is raised.
             timeout: seconds for the whole list.
 
         Returns:
             float32 [embedding size] for one input, [n, embedding size] for a list of n; with errors="return" a list
-            of vectors and errors.
+            of vectors and errors. With pooling="none" [tokens, embedding size] for each input, in a list for a list.
         """
-        call = calls.embed(inputs, model=model, pooling=pooling, normalize=normalize, truncate=truncate, errors=errors)
+        call = calls.embed(
+            inputs,
+            model=model,
+            pooling=pooling,
+            normalize=normalize,
+            truncate=truncate,
+            dimensions=dimensions,
+            prompt_name=prompt_name,
+            errors=errors,
+        )
         return self._transport.many(call, self._transport.deadline(timeout))
 
     def generate(
@@ -133,6 +151,9 @@ class Client:
         *,
         model: str | None = None,
         truncate: bool | None = None,
+        task: str | None = None,
+        source_lang: str | None = None,
+        target_lang: str | None = None,
         timeout: float | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generation:
@@ -142,10 +163,21 @@ class Client:
             prompt: text, to which the tokenizer's special tokens are added, or token ids, taken as they are.
             model: may be left out where one model alone can generate.
             truncate: whether a prompt that is too long is cut; else it is refused.
+            task: one of the checkpoint's own, "translation_en_to_de" or another of `ModelInfo.generation_tasks`.
+            source_lang: the language of the prompt, for models with languages; see `ModelInfo.languages`.
+            target_lang: the language to generate, for models with languages.
             timeout: seconds until the answer must be complete.
             sampling: how tokens are chosen; see `Sampling`.
         """
-        call = calls.generate(prompt, model=model, truncate=truncate, sampling=sampling)
+        call = calls.generate(
+            prompt,
+            model=model,
+            truncate=truncate,
+            task=task,
+            source_lang=source_lang,
+            target_lang=target_lang,
+            sampling=sampling,
+        )
         return self._transport.one(call, self._transport.deadline(timeout))
 
     def chat(
@@ -170,11 +202,22 @@ class Client:
         *,
         model: str | None = None,
         truncate: bool | None = None,
+        task: str | None = None,
+        source_lang: str | None = None,
+        target_lang: str | None = None,
         timeout: float | None = None,
         **sampling: Unpack[Sampling],
     ) -> Stream:
         """As `generate`, or with messages as `chat`, but piece by piece as tokens come. Leaving the loop cancels."""
-        call = calls.stream(prompt, model=model, truncate=truncate, sampling=sampling)
+        call = calls.stream(
+            prompt,
+            model=model,
+            truncate=truncate,
+            task=task,
+            source_lang=source_lang,
+            target_lang=target_lang,
+            sampling=sampling,
+        )
         return Stream(call, self._transport.start(call, call.request, self._transport.deadline(timeout)))
 
     @overload  # a str is an Iterable[str] too
