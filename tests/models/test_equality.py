@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from support.forward import Decoding, Ids, Pair, encode, relative_error, texts
+from support.forward import Decoding, Ids, Pair, encode, read, relative_error, texts
 from tercet.kernels import dispatch
 
 TOLERANCE = 1e-4
@@ -73,6 +73,14 @@ def test_a_ragged_batch_is_decoded_as_each_text_alone(pair: Load, name: str, pad
     ids = texts(*LENGTHS, seed=1)
     decoding = Decoding(case.ours, len(ids), sources=sources(case), padded=padded)
     check_decoded(case, decoding.read(ids), ids)
+
+
+@decoders
+@layouts
+def test_whole_texts_read_without_a_cache_are_the_same(pair: Load, name: str, padded: bool) -> None:
+    case = pair(name)
+    ids = texts(*LENGTHS, seed=4)
+    check_decoded(case, read(case.ours, ids, sources(case), padded=padded), ids)
 
 
 @decoders

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from support.checkpoints import VOCAB_SIZE
-from tercet.server.models import DecoderBatch, EncoderBatch, Rows
+from tercet.server.models import DecoderBatch, EncoderBatch, Rows, Source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +63,15 @@ def encode(
     """The final hidden states of each text."""
     batch = encoder_batch(texts, type_ids, padded=padded)
     return take(model.encode(batch), batch.rows)
+
+
+def read(model: Model, texts: Sequence[Ids], sources: Sequence[Ids] | None, *, padded: bool = False) -> list[Tensor]:
+    """The decoder's final hidden states of each text, read at once."""
+    batch, source = encoder_batch(texts, padded=padded), None
+    if sources:
+        whole = encoder_batch(sources, padded=padded)
+        source = Source(model.encode(whole), whole.rows)
+    return take(model.read(batch, source), batch.rows)
 
 
 class Decoding:
