@@ -7,12 +7,14 @@ pieces = [decoder.push([token_id]) for token_id in ids] + [decoder.finish()]
 """
 
 from tercet.server.text.chat import ChatTemplate
-from tercet.server.text.defaults import EmbeddingDefaults, GenerationDefaults
+from tercet.server.text.embedding import EmbeddingDefaults
+from tercet.server.text.encoded import Encoded
 from tercet.server.text.errors import ChatTemplateError, CheckpointTextError
+from tercet.server.text.generation import GenerationDefaults, TaskDefaults
 from tercet.server.text.incremental import IncrementalDecoder
 from tercet.server.text.model import TextModel, load_text_model
 from tercet.server.text.stop import StopMatcher
-from tercet.server.text.tokenizer import Encoded, Tokenizer
+from tercet.server.text.tokenizer import Tokenizer
 
 __all__ = [
     "ChatTemplate",
@@ -23,6 +25,7 @@ __all__ = [
     "GenerationDefaults",
     "IncrementalDecoder",
     "StopMatcher",
+    "TaskDefaults",
     "TextModel",
     "Tokenizer",
     "load_text_model",

@@ -52,6 +52,8 @@ class Fields:
 
     file: Path
     values: Mapping[str, Any]
+    path: str = ""
+    """What leads to these keys from the file's own, "task_specific_params.summarization."; goes before each."""
 
     @classmethod
     def read(cls, file: Path) -> Fields:
@@ -65,7 +67,14 @@ class Fields:
 
     def error(self, key: str, problem: str) -> CheckpointTextError:
         """An error about `key` of this file, to raise."""
-        return CheckpointTextError(self.file, key, problem)
+        return CheckpointTextError(self.file, self.path + key, problem)
+
+    def nested(self, key: str) -> Fields:
+        """The object that is the value of `key`; no keys where that is absent."""
+        value = self.values.get(key)
+        if not isinstance(value, dict | None):
+            raise self.error(key, f"must be an object, is {_show(value)}")
+        return Fields(self.file, value or {}, f"{self.path}{key}.")
 
     def boolean(self, key: str, default: Default) -> bool | Default:
         return self._get(key, bool, "true or false", default)
@@ -107,9 +116,17 @@ class Fields:
         if value is None:
             return ()
         ids = value if isinstance(value, list) else [value]
-        if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i <= MAX_TOKEN_ID for i in ids):
+        if not all(map(_is_token_id, ids)):
             raise self.error(key, f"must be a token id or a list of them, is {_show(value)}")
         return tuple(ids)
+
+    def token_sequences(self, key: str) -> tuple[tuple[int, ...], ...]:
+        """A list of lists of token ids, none of them empty; an empty one where the key is absent."""
+        value = self.values.get(key) or []
+        fits = isinstance(value, list) and all(isinstance(ids, list) and ids for ids in value)
+        if not fits or not all(_is_token_id(i) for ids in value for i in ids):
+            raise self.error(key, f"must be a list of lists of token ids, is {_show(value)}")
+        return tuple(map(tuple, value))
 
     def _get(self, key: str, kind: type[Value], words: str, default: Default) -> Value | Default:
         value = self.values.get(key)
@@ -118,6 +135,10 @@ class Fields:
         if not isinstance(value, kind):
             raise self.error(key, f"must be {words}, is {_show(value)}")
         return value
+
+
+def _is_token_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKEN_ID
 
 
 def _kind(value: object) -> str:

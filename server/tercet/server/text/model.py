@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tercet.server.text.chat import ChatTemplate, folder_template
-from tercet.server.text.defaults import EmbeddingDefaults, GenerationDefaults
+from tercet.server.text.embedding import EmbeddingDefaults
 from tercet.server.text.errors import ChatTemplateError, CheckpointTextError
 from tercet.server.text.fields import MAX_TOKEN_ID, Fields
+from tercet.server.text.generation import GenerationDefaults, TaskDefaults
+from tercet.server.text.labels import Activation, read_activation, read_labels
 from tercet.server.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -27,7 +29,30 @@ class TextModel:
     """File and key of the tokenizer's tokens."""
     chat_template: ChatTemplate | None
     generation: GenerationDefaults
+    tasks: dict[str, TaskDefaults]
+    """By name; empty for most checkpoints."""
     embedding: EmbeddingDefaults
+    labels: tuple[str, ...]
+    """What a head that classifies or tags tells apart, by index; without such a head of no meaning."""
+    problem_type: str | None
+    """"single_label_classification", "multi_label_classification" or "regression"; None where not stated."""
+    activation: Activation | None
+    """What turns the head's outputs into scores; None where not stated."""
+    mask: tuple[str, int] | None
+    """What stands for a token to fill in, and its id."""
+
+    @property
+    def entailment(self) -> int | None:
+        """The label that says that the second text follows from the first."""
+        return self._label("entail")
+
+    @property
+    def contradiction(self) -> int | None:
+        """The label that says that the second text is wrong if the first is right."""
+        return self._label("contra")
+
+    def _label(self, beginning: str) -> int | None:
+        return next((i for i, label in enumerate(self.labels) if label.lower().startswith(beginning)), None)
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt of a conversation, its special tokens spelled out: encode it with add_special_tokens=False.
@@ -69,13 +94,20 @@ def _load_folder(folder: Path) -> TextModel:
 
     config = Fields.read(folder / "tokenizer_config.json")
     backend, special_tokens, file = folder_tokenizer(folder, config)
+    tokenizer = Tokenizer(backend, clean_up=config.boolean("clean_up_tokenization_spaces", False))
+    model_config = Fields.read(folder / "config.json")
     return TextModel(
         source=folder,
-        tokenizer=Tokenizer(backend, clean_up=config.boolean("clean_up_tokenization_spaces", False)),
+        tokenizer=tokenizer,
         vocabulary=(file, None),
         chat_template=folder_template(folder, config, special_tokens),
         generation=GenerationDefaults.from_folder(folder),
+        tasks=GenerationDefaults.of_tasks(folder),
         embedding=EmbeddingDefaults.from_folder(folder, _model_max_length(config)),
+        labels=read_labels(model_config),
+        problem_type=model_config.string("problem_type", None),
+        activation=read_activation(model_config),
+        mask=_mask(tokenizer, special_tokens),
     )
 
 
@@ -92,8 +124,19 @@ def _load_gguf(file: Path) -> TextModel:
         vocabulary=(file, "tokenizer.ggml.tokens"),
         chat_template=None if template is None else ChatTemplate(template, special_tokens, file=file, key=key),
         generation=GenerationDefaults.from_gguf(metadata),
+        tasks={},
         embedding=EmbeddingDefaults(),
+        labels=(),
+        problem_type=None,
+        activation=None,
+        mask=None,
     )
+
+
+def _mask(tokenizer: Tokenizer, special_tokens: Mapping[str, str]) -> tuple[str, int] | None:
+    token = special_tokens.get("mask_token")
+    token_id = None if token is None else tokenizer.backend.token_to_id(token)
+    return None if token is None or token_id is None else (token, token_id)
 
 
 def _model_max_length(config: Fields) -> int | None:

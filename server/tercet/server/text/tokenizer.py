@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tercet.server.text.byte_level import unspell
+from tercet.server.text.encoded import from_encoding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import tokenizers
+
+    from tercet.server.text.encoded import Encoded
 
 # transformers' clean_up_tokenization: these replacements, one after another, over the whole text.
 CLEAN_UP = (
@@ -27,44 +29,6 @@ CLEAN_UP = (
     (" 've", "'ve"),
     (" 're", "'re"),
 )
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One text as tokens: parallel lists, one entry a token."""
-
-    ids: list[int]
-    type_ids: list[int]
-    """Segment of each token."""
-    added_before: int
-    added_after: int
-    """How many tokens at either end the tokenizer added ([CLS], [SEP], ...)."""
-    tokens: list[str] = field(default_factory=list[str])
-    """As the vocabulary spells them; none, as of `starts` and `ends`, unless spans were asked for."""
-    starts: list[int] = field(default_factory=list[int])
-    ends: list[int] = field(default_factory=list[int])
-    """The token is `text[start:end]`, in code points; 0 and 0 for tokens that the tokenizer added."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def truncated(self, max_length: int) -> Encoded:
-        """At most `max_length` tokens, without spans: the text loses its end, the added tokens stay.
-
-        Raises ValueError if the added tokens alone are more.
-        """
-        cut_from = max_length - self.added_after
-        if cut_from < self.added_before:
-            raise ValueError(f"{self.added_before + self.added_after} special tokens don't fit into {max_length}")
-        if len(self) <= max_length:
-            return self
-        kept = [*range(cut_from), *range(len(self) - self.added_after, len(self))]
-        return Encoded(
-            [self.ids[i] for i in kept],
-            [self.type_ids[i] for i in kept],
-            self.added_before,
-            self.added_after,
-        )
 
 
 class Tokenizer:
@@ -119,14 +83,28 @@ class Tokenizer:
         decoder = self.backend.decoder
         return () if decoder is None else tuple(_kinds(json.loads(decoder.__getstate__())))
 
+    @cached_property
+    def subword_prefix(self) -> str:
+        """What begins tokens inside words, "##"; empty where the vocabulary has no such mark."""
+        return getattr(self.backend.model, "continuing_subword_prefix", None) or ""
+
     def encode(self, text: str, add_special_tokens: bool = True, spans: bool = False) -> Encoded:
         """The tokens of a text; `spans`, which take several times as long as the ids, are made where asked for."""
-        return _encoded(self.backend.encode(text, add_special_tokens=add_special_tokens), spans)
+        return from_encoding(self.backend.encode(text, add_special_tokens=add_special_tokens), spans)
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True, spans: bool = False) -> list[Encoded]:
         """As `encode` for each, in parallel and with the interpreter lock released: call it off the event loop."""
         encode = self.backend.encode_batch if spans else self.backend.encode_batch_fast  # which counts no offsets
-        return [_encoded(e, spans) for e in encode(list(texts), add_special_tokens=add_special_tokens)]
+        return [from_encoding(e, spans) for e in encode(list(texts), add_special_tokens=add_special_tokens)]
+
+    def encode_pair(self, first: str, second: str, spans: bool = False) -> Encoded:
+        """The tokens of two texts as one sequence, put together as the checkpoint's tokenizer does."""
+        return from_encoding(self.backend.encode(first, second), spans)
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]], spans: bool = False) -> list[Encoded]:
+        """As `encode_pair` for each; otherwise as `encode_batch`."""
+        encode = self.backend.encode_batch if spans else self.backend.encode_batch_fast
+        return [from_encoding(e, spans) for e in encode(list(pairs))]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Ids that no token has are left out."""
@@ -134,19 +112,6 @@ class Tokenizer:
         for old, new in CLEAN_UP if self.clean_up else ():
             text = text.replace(old, new)
         return text
-
-
-def _encoded(encoding: tokenizers.Encoding, spans: bool) -> Encoded:
-    added = encoding.special_tokens_mask  # 1 for what the post-processor added, 0 for special tokens in the text
-    before = next((i for i, flag in enumerate(added) if not flag), len(added))
-    after = next((i for i, flag in enumerate(reversed(added)) if not flag), 0)
-    plain = Encoded(encoding.ids, encoding.type_ids, before, after)
-    if not spans:
-        return plain
-    offsets = encoding.offsets
-    return replace(
-        plain, tokens=encoding.tokens, starts=[start for start, _ in offsets], ends=[end for _, end in offsets]
-    )
 
 
 def _kinds(decoder: dict[str, object]) -> Iterator[str]:

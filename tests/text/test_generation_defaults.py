@@ -1,18 +1,16 @@
-"""What checkpoints say about generating and embedding, and files that say it wrongly."""
+"""What checkpoints say about generating, and files that say it wrongly."""
 
 import json
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
-from support import packaged
 from support.checkpoints import tiny_llama, tiny_t5
-from tercet.server.text import CheckpointTextError, EmbeddingDefaults, GenerationDefaults, load_text_model
-
-MEAN = {"pooling_mode": "mean"}
+from tercet.server.text import CheckpointTextError, GenerationDefaults, TaskDefaults, load_text_model
 
 
 def write(folder: Path, **files: Any) -> Path:
@@ -61,20 +59,107 @@ def test_greedy_whatever_the_temperature(tmp_path: Path) -> None:
     assert (ours.temperature, ours.top_p) == (0.7, 0.9)
 
 
-def test_config_states_token_ids_and_no_more(tmp_path: Path) -> None:
-    """As transformers, which drops the other keys that old files have there."""
-    config = {
-        "model_type": "t5",
-        "eos_token_id": [4, 5],
-        "decoder_start_token_id": 3,
-        "max_length": 30,
-        "do_sample": True,
+# What the fields are called in transformers, where it is something else.
+REFERENCE = {
+    "bad_words": "bad_words_ids",
+    "suppressed_ids": "suppress_tokens",
+    "first_suppressed_ids": "begin_suppress_tokens",
+    "forced_bos_id": "forced_bos_token_id",
+    "forced_eos_ids": "forced_eos_token_id",
+    "eos_ids": "eos_token_id",
+    "decoder_start_ids": "decoder_start_token_id",
+}
+
+
+def assert_equal_to_reference(ours: GenerationDefaults, reference: GenerationConfig) -> None:
+    """Every field, where None in transformers is neutral and a list may be one id."""
+    neutral = GenerationDefaults()
+    for name in (each.name for each in fields(GenerationDefaults) if each.compare):
+        expected = getattr(reference, REFERENCE.get(name, name))
+        if isinstance(getattr(neutral, name), tuple):
+            expected = () if expected is None else expected if isinstance(expected, list) else (expected,)
+            expected = tuple(tuple(item) if isinstance(item, list) else item for item in expected)
+        elif expected is None:
+            expected = getattr(neutral, name)
+        assert getattr(ours, name) == expected, name
+
+
+# Every key that is supported, none with its neutral value.
+STATED = {
+    "do_sample": True, "temperature": 0.6, "top_k": 40, "top_p": 0.9, "min_p": 0.05, "typical_p": 0.8,
+    "repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "encoder_no_repeat_ngram_size": 4, "num_beams": 5,
+    "length_penalty": -0.5, "early_stopping": "never", "max_new_tokens": 7, "min_new_tokens": 2, "min_length": 3,
+    "max_length": 99, "bad_words_ids": [[5], [6, 7]], "suppress_tokens": [8, 9], "begin_suppress_tokens": [10],
+    "forced_bos_token_id": 11, "forced_eos_token_id": [12, 13], "eos_token_id": [3, 5], "decoder_start_token_id": 4,
+}  # fmt: skip
+
+
+def test_every_key_of_generation_config(tmp_path: Path) -> None:
+    """config.json has no say where the file is there."""
+    config = {"is_encoder_decoder": True, "num_beams": 9, "forced_bos_token_id": 1, "eos_token_id": 9}
+    write(tmp_path, config=config, generation_config=STATED)
+    ours = GenerationDefaults.from_folder(tmp_path)
+    assert_equal_to_reference(ours, GenerationConfig.from_pretrained(tmp_path))
+    neutral = GenerationDefaults()
+    assert all(getattr(ours, each.name) != getattr(neutral, each.name) for each in fields(ours))
+
+
+def test_config_of_older_times_states_them_too(tmp_path: Path) -> None:
+    """Where there is no generation_config.json transformers reads config.json in its place."""
+    stated = {**STATED, "early_stopping": True, "forced_eos_token_id": 2}
+    write(tmp_path, config={"model_type": "bart", "is_encoder_decoder": True, **stated})
+    reference = GenerationConfig.from_pretrained(tmp_path, config_file_name="config.json", _from_model_config=True)
+    assert_equal_to_reference(GenerationDefaults.from_folder(tmp_path), reference)
+
+
+def test_tasks_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What a task states goes before what the checkpoint does."""
+    summarize = {
+        "prefix": "summarize: ",
+        "num_beams": 4,
+        "max_length": 142,
+        "early_stopping": True,
+        "num_beam_groups": 2,
     }
-    ours = GenerationDefaults.from_folder(write(tmp_path, config=config))
-    reference = GenerationConfig.from_model_config(AutoConfig.from_pretrained(tmp_path))
-    assert list(ours.eos_ids) == reference.eos_token_id == [4, 5]
-    assert ours.decoder_start_ids == (reference.decoder_start_token_id,) == (3,)
-    assert (ours.max_length, ours.do_sample) == (reference.max_length, bool(reference.do_sample)) == (None, False)
+    config = {"eos_token_id": 1, "task_specific_params": {"summarization": summarize, "text-generation": {"top_k": 9}}}
+    write(tmp_path, config=config, generation_config={"num_beams": 2, "length_penalty": 2.0, "eos_token_id": 6})
+    tasks = GenerationDefaults.of_tasks(tmp_path)
+    shared = {"length_penalty": 2.0, "eos_ids": (6,)}
+    assert tasks == {
+        "summarization": TaskDefaults(
+            prefix="summarize: ",
+            generation=GenerationDefaults(num_beams=4, max_length=142, early_stopping=True, **shared),
+        ),
+        "text-generation": TaskDefaults(prefix="", generation=GenerationDefaults(num_beams=2, top_k=9, **shared)),
+    }
+    file = tmp_path / "config.json"
+    key = "task_specific_params.summarization.num_beam_groups"
+    assert caplog.messages == [f"{file}: {key} is not supported and is ignored"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ([], r"config\.json: task_specific_params: must be an object, is \[\]"),
+        ({"a": 5}, r"task_specific_params\.a: must be an object, is 5"),
+        ({"a": {"prefix": 5}}, r"task_specific_params\.a\.prefix: must be a string, is 5"),
+        ({"a": {"num_beams": 0}}, r"task_specific_params\.a\.num_beams: must be an integer from 1"),
+    ],
+    ids=str,
+)
+def test_a_wrong_task_is_named(tmp_path: Path, tasks: object, message: str) -> None:
+    write(tmp_path, config={"task_specific_params": tasks})
+    with pytest.raises(CheckpointTextError, match=message):
+        GenerationDefaults.of_tasks(tmp_path)
+
+
+def test_where_a_token_of_a_task_is_named(tmp_path: Path) -> None:
+    write(tmp_path, config={"task_specific_params": {"a": {"bad_words_ids": [[3, 700]]}}})
+    named = GenerationDefaults.of_tasks(tmp_path)["a"].generation.named_ids
+    assert named == (
+        (3, "task_specific_params.a.bad_words_ids", tmp_path / "config.json"),
+        (700, "task_specific_params.a.bad_words_ids", tmp_path / "config.json"),
+    )
 
 
 def test_token_ids_that_generation_config_leaves_out(tmp_path: Path) -> None:
@@ -96,10 +181,10 @@ def test_min_length_counts_the_prompt(tmp_path: Path) -> None:
 
 
 def test_what_is_not_supported_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    neutral = {"num_beams": 1, "no_repeat_ngram_size": 0, "suppress_tokens": [], "forced_eos_token_id": None}
+    neutral = {"num_beam_groups": 1, "sequence_bias": [], "guidance_scale": None}
     GenerationDefaults.from_folder(write(tmp_path, generation_config=neutral))
     assert not caplog.messages
-    asked = {"num_beams": 4, "no_repeat_ngram_size": 3, "suppress_tokens": [5], "forced_eos_token_id": 0}
+    asked = {"num_beam_groups": 4, "guidance_scale": 1.5, "sequence_bias": [[[5], 1.0]]}
     GenerationDefaults.from_folder(write(tmp_path, generation_config=asked))
     file = tmp_path / "generation_config.json"
     assert caplog.messages == [f"{file}: {key} is not supported and is ignored" for key in asked]
@@ -150,6 +235,19 @@ def test_checkpoints_that_transformers_saved(tmp_path: Path) -> None:
         ("temperature", 10**400, "must be a number from 0 to 100, is 1000"),
         ("temperature", math.inf, "must be a number from 0 to 100, is inf"),
         ("min_length", -1, "must be an integer from 0"),
+        ("typical_p", 0, "must be a number above 0 to 1, is 0"),
+        ("num_beams", 0, "must be an integer from 1"),
+        ("length_penalty", math.nan, "must be a number from -100 to 100, is nan"),
+        ("early_stopping", "always", "must be true, false or 'never', is 'always'"),
+        ("early_stopping", 1, "must be true, false or 'never', is 1"),
+        ("no_repeat_ngram_size", -1, "must be an integer from 0"),
+        ("bad_words_ids", [[]], "must be a list of lists of token ids"),
+        ("bad_words_ids", [3], "must be a list of lists of token ids"),
+        ("bad_words_ids", 3, "must be a list of lists of token ids, is 3"),
+        ("bad_words_ids", [[3], [-4]], "must be a list of lists of token ids"),
+        ("suppress_tokens", [-1], "must be a token id or a list of them"),
+        ("forced_bos_token_id", "<s>", "must be a token id or a list of them, is '<s>'"),
+        ("forced_bos_token_id", [1, 2], "must be one token id, is \\[1, 2\\]"),
         ("top_k", -1, "must be an integer from 0"),
         ("top_k", 1.5, "must be an integer from 0 to 2147483647, is 1.5"),
         ("top_p", 0, "must be a number above 0 to 1, is 0"),
@@ -171,90 +269,3 @@ def test_a_value_out_of_range_is_named(tmp_path: Path, key: str, value: object, 
     with pytest.raises(CheckpointTextError, match=rf"generation_config\.json: {key}: .*{message}") as caught:
         GenerationDefaults.from_folder(tmp_path)
     assert len(str(caught.value)) < len(str(tmp_path)) + 250
-
-
-def test_the_real_sentence_transformer() -> None:
-    model = load_text_model(packaged.minilm())
-    assert model.embedding == EmbeddingDefaults(pooling="mean", normalize=True, max_length=256)
-    assert not model.chat_template
-
-
-def sentence_transformer(folder: Path, pooling: object, *kinds: str, **sentence: Any) -> Path:
-    kinds = kinds or ("Transformer", "Pooling")
-    paths = {"Transformer": "", "Pooling": "1_Pooling"}
-    modules = [
-        {"idx": i, "name": str(i), "path": paths.get(k, f"{i}_{k}"), "type": f"sentence_transformers.models.{k}"}
-        for i, k in enumerate(kinds)
-    ]
-    (folder / "1_Pooling").mkdir()
-    write(folder / "1_Pooling", config=pooling)
-    return write(folder, modules=modules, sentence_bert_config=sentence)
-
-
-@pytest.mark.parametrize(
-    ("pooling", "expected"),
-    [
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False, "include_prompt": True}, "cls"),
-        ({"pooling_mode_lasttoken": True}, "last"),
-        ({"pooling_mode_max_tokens": True, "word_embedding_dimension": 8}, "max"),
-        ({"pooling_mode": "lasttoken"}, "last"),
-        ({"pooling_mode": "cls"}, "cls"),
-    ],
-    ids=str,
-)
-def test_pooling(tmp_path: Path, pooling: dict[str, Any], expected: str) -> None:
-    folder = sentence_transformer(tmp_path, pooling)
-    assert EmbeddingDefaults.from_folder(folder, 512) == EmbeddingDefaults(
-        pooling=expected, normalize=False, max_length=512
-    )
-
-
-def test_normalised_with_its_own_limit(tmp_path: Path) -> None:
-    folder = sentence_transformer(
-        tmp_path, {"pooling_mode": "mean"}, "Transformer", "Pooling", "Normalize", max_seq_length=64, do_lower_case=True
-    )
-    assert EmbeddingDefaults.from_folder(folder, 512) == EmbeddingDefaults(
-        pooling="mean", normalize=True, max_length=64, lowercase=True
-    )
-
-
-def test_without_sentence_transformers_files(tmp_path: Path) -> None:
-    assert EmbeddingDefaults.from_folder(tmp_path, None) == EmbeddingDefaults(pooling="mean", normalize=True)
-    assert EmbeddingDefaults.from_folder(tmp_path, 512).max_length == 512
-
-
-@pytest.mark.parametrize(
-    ("pooling", "kinds", "sentence", "message"),
-    [
-        ({"pooling_mode": "weightedmean"}, (), {}, "pooling_mode: must be one of .*, is 'weightedmean'"),
-        ({"pooling_mode_mean_sqrt_len_tokens": True}, (), {}, "pooling_mode: exactly one of"),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, (), {}, "exactly one of .* must be true"),
-        ({}, (), {}, r"1_Pooling/config\.json: pooling_mode: exactly one of"),
-        ({"pooling_mode_mean_tokens": "x"}, (), {}, "pooling_mode_mean_tokens: must be true or false"),
-        (MEAN, ("Transformer", "Pooling", "Dense"), {}, r"modules\.json: \[2\]\.type: must be .*, is 'Dense'"),
-        (MEAN, (), {"max_seq_length": 0}, r"sentence_bert_config\.json: max_seq_length: must be an"),
-        (MEAN, (), {"do_lower_case": 1}, "do_lower_case: must be true or false, is 1"),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_wrong_module_is_named(
-    tmp_path: Path, pooling: dict[str, Any], kinds: tuple[str, ...], sentence: dict[str, Any], message: str
-) -> None:
-    folder = sentence_transformer(tmp_path, pooling, *kinds, **sentence)
-    with pytest.raises(CheckpointTextError, match=message):
-        EmbeddingDefaults.from_folder(folder, 512)
-
-
-@pytest.mark.parametrize("path", ["../elsewhere", "/etc", "a/../../b"])
-def test_modules_stay_in_the_folder(tmp_path: Path, path: str) -> None:
-    write(tmp_path, modules=[{"type": "sentence_transformers.models.Pooling", "path": path}])
-    with pytest.raises(CheckpointTextError, match=r"modules\.json: \[0\]\.path: must lie in the checkpoint's folder"):
-        EmbeddingDefaults.from_folder(tmp_path, None)
-
-
-@pytest.mark.parametrize("modules", [{}, "x", [5], [{"type": 5}]], ids=str)
-def test_modules_of_the_wrong_shape(tmp_path: Path, modules: object) -> None:
-    write(tmp_path, modules=modules)
-    with pytest.raises(CheckpointTextError, match=r"modules\.json: "):
-        EmbeddingDefaults.from_folder(tmp_path, None)
