@@ -58,10 +58,11 @@ def load_model(
     head = _head(checkpoint, architecture)
     compute = _dtype(dtype, device, architecture, checkpoint)
     config, weights = _tables(checkpoint, architecture, head)
-    spec = _spec(checkpoint, architecture, head, config, weights)
+    prefix = architecture.prefix if head.prefix is None else head.prefix
+    spec = _spec(checkpoint, architecture, head, config, weights, prefix)
     length = _length(max_length, spec, checkpoint)
     transformer = Transformer(spec, length)
-    transfers = plan(transformer, checkpoint, weights, architecture.prefix)
+    transfers = plan(transformer, checkpoint, weights, prefix)
     head_dim = next(iter(spec.stacks.values())).head_dim
     load_weights(transformer, transfers, checkpoint, head_dim=head_dim, device=device, dtype=compute, progress=progress)
     for module in transformer.modules():
@@ -106,14 +107,20 @@ def _tables(checkpoint: Checkpoint, architecture: Architecture, head: Head) -> t
         tables = architecture.gguf
         return Config(checkpoint.config_file, tables.config, checkpoint.config, tables.implied), tables.weights
     config = Config(checkpoint.config_file, architecture.config, checkpoint.config)
-    return config, {**architecture.weights, **head.weights}
+    weights = architecture.weights(config) if callable(architecture.weights) else architecture.weights
+    return config, {**weights, **head.weights}
 
 
 def _spec(
-    checkpoint: Checkpoint, architecture: Architecture, head: Head, config: Config, weights: WeightTable
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    head: Head,
+    config: Config,
+    weights: WeightTable,
+    prefix: str,
 ) -> TransformerSpec:
     """The spec of a checkpoint's transformer with its head."""
-    found = (find(name, weights, architecture.prefix) for name in checkpoint.tensors)
+    found = (find(name, weights, prefix) for name in checkpoint.tensors)
     stored = {place[0].parameter for place in found if place and place[0]}
     spec = architecture.spec(config, stored)
     if head.encoder_only:
@@ -143,5 +150,7 @@ def _length(max_length: int | None, spec: TransformerSpec, checkpoint: Checkpoin
         return spec.default_length
     if max_length < 1 or (spec.max_length is not None and max_length > spec.max_length):
         limit = "" if spec.max_length is None else f" and at most the checkpoint's {spec.max_length}"
+        if any(rotary and rotary.scaling == "dynamic" for s in spec.stacks.values() for rotary in s.rotaries):
+            limit += ", since dynamic scaling of rotary positions beyond it is not supported"
         raise CheckpointError(f"{checkpoint.config_file}: max_length is {max_length}, it must be at least 1{limit}")
     return max_length

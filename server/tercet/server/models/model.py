@@ -64,7 +64,7 @@ class Model:
     @property
     def embedding_size(self) -> int:
         """Of the vectors that sequences are embedded as: the encoder's hidden size, where there is one."""
-        return next(iter(self.spec.stacks.values())).hidden_size
+        return next(iter(self.spec.stacks.values())).output_size
 
     def cache_bytes_per_page(self, page_size: int) -> int:
         """Bytes of keys and values of all layers in one page of `page_size` tokens."""

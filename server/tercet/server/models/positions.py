@@ -52,7 +52,7 @@ def frequencies(spec: RotarySpec) -> Tensor:
         kept = (fitting - spec.low_freq_factor) / (spec.high_freq_factor - spec.low_freq_factor)
     elif spec.scaling == "yarn":
         first, last = _yarn_range(spec)
-        kept = 1 - (torch.arange(spec.dim // 2) - first) / (last - first)
+        kept = 1 - (torch.arange(len(frequency)) - first) / (last - first)
     else:
         return frequency
     kept = kept.clamp(0, 1)

@@ -21,8 +21,9 @@ class RotarySpec:
     """The base of the wavelengths."""
     dim: int
     """Leading dimensions of a head that are rotated."""
-    scaling: Literal["default", "linear", "llama3", "yarn", "factors"] = "default"
-    """How frequencies are lowered; "factors" are a tensor of the checkpoint."""
+    scaling: Literal["default", "linear", "dynamic", "llama3", "yarn", "factors"] = "default"
+    """How frequencies are lowered; "factors" are a tensor of the checkpoint. "dynamic" only does it to longer sequences
+    than the checkpoint was trained with, which are not served."""
     factor: float = 1.0
     """Divides the frequencies of linear, llama3 and yarn."""
     low_freq_factor: float = 1.0
@@ -117,6 +118,8 @@ class StackSpec:
     embedding_map: Literal["words", "sum"] = "sum"
     """What that map reads: word embeddings, before positions are added (OPT), or the normed sum (ELECTRA)."""
     embedding_map_bias: bool = True
+    output_map: int | None = None
+    """The width that a linear map of the final hidden states gives them; None is no such map."""
     token_types: int = 0
     learned_positions: int = 0
     """Rows of the learned position table, `position_offset` included; 0 is none."""
@@ -141,6 +144,11 @@ class StackSpec:
     """Whether the scores of layer i, counted from 0, are divided by i + 1."""
     windows: tuple[Window | None, ...] = (None,)
     """The pattern of attention windows, repeated over the layers; None sees everything."""
+
+    @property
+    def output_size(self) -> int:
+        """Of the final hidden states."""
+        return self.output_map or self.hidden_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,4 +176,4 @@ class TransformerSpec:
     @property
     def hidden_size(self) -> int:
         """Of the final hidden states."""
-        return list(self.stacks.values())[-1].hidden_size
+        return list(self.stacks.values())[-1].output_size

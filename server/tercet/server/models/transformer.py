@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tercet.server.models.attention import CrossAttention, Keys, SelfAttention
 from tercet.server.models.heads import Head
-from tercet.server.models.layers import Embedding, FeedForward, Vocabulary, norm_slot
+from tercet.server.models.layers import Embedding, FeedForward, Linear, Vocabulary, norm_slot
 from tercet.server.models.positions import RelativeBias, Rotary
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class Stack(nn.Module):
             own_bias = RelativeBias(bias, spec.heads) if bias and bias.per_layer else self.relative_bias
             self.layers.append(Layer(spec, i, rotary and tables[rotary], own_bias))
         self.final_norm = norm_slot(spec, filled=spec.final_norm)
+        width = spec.output_map
+        self.output_map = Linear(spec.hidden_size, {"output": width}, bias=False) if width else None
 
     def forward(self, token_ids: Tensor, positions: Tensor, type_ids: Tensor | None, keys: Keys) -> Tensor:
         """int32 [T] each -> final hidden states [T, hidden]"""
@@ -81,7 +83,8 @@ class Stack(nn.Module):
         residual: Tensor | None = None
         for layer in self.layers:
             hidden, residual = layer(hidden, residual, keys)
-        return self.final_norm.before(hidden, residual)[0]
+        hidden = self.final_norm.before(hidden, residual)[0]
+        return self.output_map(hidden) if self.output_map else hidden
 
     def write_source(self, encoded: Tensor, slots: Tensor, cache: KVCache) -> None:
         """Writes the keys and values of encoded tokens [T, hidden] for every layer's cross-attention."""

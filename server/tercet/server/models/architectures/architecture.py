@@ -70,6 +70,8 @@ class Head:
     """None of a base model."""
     weights: WeightTable = field(default_factory=dict[str, "Into | str | None"])
     """The names of its tensors, in full, and of those of the base model that it alone uses."""
+    prefix: str | None = None
+    """What stands before the names of its base model's tensors, if it is not the architecture's prefix."""
     encoder_only: bool = False
     """Whether a seq2seq model's class has its encoder alone."""
 
@@ -84,7 +86,7 @@ class Architecture:
     """What config.json may list under `architectures`; the first is meant where it lists nothing."""
     config: Table
     """The keys of config.json."""
-    weights: WeightTable
+    weights: WeightTable | Callable[[Config], WeightTable]
     """The tensors of the base model in a Hugging Face checkpoint, without the prefix."""
     spec: Callable[[Config, Collection[str]], TransformerSpec]
     """All but the head, from the config and the parameters that the file has tensors for (`{}` for the layer)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from tercet.server.models.errors import CheckpointError
@@ -27,6 +27,8 @@ class Key:
     accept: Callable[[Any], Any]
     """The value, converted; raises `ValueError`, `TypeError` or `KeyError` for one that is not allowed."""
     default: Any = REQUIRED
+    nullable: bool = False
+    """Whether null is a value, `None`; else it is the same as no key."""
 
 
 Table = Mapping[str, "Key | Section | None"]
@@ -86,6 +88,11 @@ def flag(name: str, default: Any = REQUIRED) -> Key:
     return choice(name, {True: True, False: False}, default)
 
 
+def nullable(key: Key) -> Key:
+    """A key that may also be null."""
+    return replace(key, nullable=True, accept=lambda value: None if value is None else key.accept(value))
+
+
 class Config:
     """The values of a configuration by their names in a spec; errors name the key and the file they came from."""
 
@@ -105,7 +112,8 @@ class Config:
     def _read(self, table: Table, content: Mapping[str, Any], prefix: str) -> None:
         for key, rule in table.items():
             value = content.get(key)
-            if rule is None or value is None:
+            null = isinstance(rule, Key) and rule.nullable and key in content
+            if rule is None or (value is None and not null):
                 continue
             path = prefix + key
             if isinstance(rule, Section):
