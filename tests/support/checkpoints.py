@@ -10,23 +10,19 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    BertConfig,
-    BertModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
+
+from support.architectures import DECODERS, ENCODERS, LABELS, ROWS, VOCAB_SIZE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel
 
-VOCAB_SIZE = 331  # odd on purpose; every id has a token
 CORPUS = (
     "the quick brown fox jumps over the lazy dog and runs away from the small house",
     "once upon a time there was a river that sang to the stones at night",
@@ -34,115 +30,120 @@ CORPUS = (
     "a naïve café owner in Zürich counted 12345 coins, 67890 notes; then she slept",
 )
 SEED = 20
+UNSCALED = ("t5", "mt5", "umt5", "gpt_neo")  # scores without 1 / sqrt(d)
 
 
 def tiny_bert(folder: Path, *, seed: int = SEED, max_shard_size: str = "1GB", **config: Any) -> Path:
     """An encoder: 3 layers, 3 heads of 16, two token types, 96 positions."""
-    tokenizer = _tokenizer({"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"})
-    _surround(tokenizer, "[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
-    shape = {
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 3,
-        "intermediate_size": 88,
-        "max_position_embeddings": 96,
-        "type_vocab_size": 2,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    return _save(BertModel(BertConfig(**shape | config)), tokenizer, folder, seed, max_shard_size)
+    return tiny(folder, "bert", seed=seed, max_shard_size=max_shard_size, **config)
 
 
 def tiny_llama(folder: Path, *, seed: int = SEED, max_shard_size: str = "1GB", **config: Any) -> Path:
     """A decoder: 3 layers, 6 heads of 16 over 2 key heads, biases everywhere, 256 positions, an untied head."""
-    tokenizer = _tokenizer({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"})
-    shape = {
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "intermediate_size": 72,
-        "max_position_embeddings": 256,
-        "attention_bias": True,
-        "mlp_bias": True,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    return _save(LlamaForCausalLM(LlamaConfig(**shape | config)), tokenizer, folder, seed, max_shard_size)
+    return tiny(folder, "llama", seed=seed, max_shard_size=max_shard_size, **config)
 
 
 def tiny_t5(folder: Path, *, seed: int = SEED, max_shard_size: str = "1GB", **config: Any) -> Path:
     """A seq2seq model: 3 encoder and 2 decoder layers, 3 heads of 16, biases to distance 20, gated GELU, tied head."""
-    tokenizer = _tokenizer({"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"})
-    _surround(tokenizer, "$A </s>", pair="$A </s> $B </s>")
-    shape = {
-        "vocab_size": VOCAB_SIZE,
-        "d_model": 40,
-        "d_kv": 16,
-        "d_ff": 72,
-        "num_layers": 3,
-        "num_decoder_layers": 2,
-        "num_heads": 3,
-        "relative_attention_num_buckets": 10,
-        "relative_attention_max_distance": 20,
-        "feed_forward_proj": "gated-gelu",
-        "decoder_start_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    return _save(T5ForConditionalGeneration(T5Config(**shape | config)), tokenizer, folder, seed, max_shard_size)
+    return tiny(folder, "t5", seed=seed, max_shard_size=max_shard_size, **config)
+
+
+def tiny(
+    folder: Path,
+    row: str,
+    head: str | None = None,
+    *,
+    seed: int = SEED,
+    max_shard_size: str = "1GB",
+    **config: Any,
+) -> Path:
+    """A row's architecture with one of its heads, else its first, and a tokenizer; `config` changes the row's."""
+    save(folder, row, head, seed=seed, max_shard_size=max_shard_size, **config)
+    _tokenizer(row).save_pretrained(folder)
+    return folder
+
+
+def save(
+    folder: Path,
+    row: str,
+    head: str | None = None,
+    *,
+    seed: int = SEED,
+    max_shard_size: str = "1GB",
+    **config: Any,
+) -> Path:
+    """The same without a tokenizer."""
+    model = build(row, head, **config)
+    refill(model, seed)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    return folder
+
+
+def build(row: str, head: str | None = None, **config: Any) -> PreTrainedModel:
+    """transformers' model of a row, as it initializes it."""
+    head = head or ROWS[row].classes[0]
+    kind = getattr(transformers, head)
+    labels = {"num_labels": LABELS} if "Classification" in head else {}
+    return kind(kind.config_class(**ROWS[row].config | labels | config))
 
 
 def refill(model: PreTrainedModel, seed: int) -> None:
-    """Fills every parameter with normals, so that attention is far from uniform and every tensor matters."""
+    """Fills all that is stored with normals, so that attention is far from uniform and every tensor matters.
+
+    Sinusoids stay: that they are stored changes nothing.
+    """
     generator = torch.Generator().manual_seed(seed)
+    scaled = model.config.model_type not in UNSCALED
+    stored = model.state_dict(keep_vars=True)
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in stored]
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            mean, deviation = _distribution(name, parameter, scaled=model.config.model_type != "t5")
-            parameter.normal_(mean, deviation, generator=generator)
+        for name, tensor in [*model.named_parameters(), *buffers]:
+            owner = model.get_submodule(name.rpartition(".")[0])
+            if tensor.is_floating_point() and "Sinusoidal" not in type(owner).__name__:
+                mean, deviation = _distribution(name, tensor, owner, scaled=scaled)
+                tensor.normal_(mean, deviation, generator=generator)
 
 
-def _distribution(name: str, parameter: torch.Tensor, *, scaled: bool) -> tuple[float, float]:
+def _distribution(name: str, tensor: torch.Tensor, owner: nn.Module, *, scaled: bool) -> tuple[float, float]:
     """Mean and standard deviation; scores get a standard deviation of 4 with or without 1 / sqrt(d)."""
-    if parameter.ndim == 1:
-        return (1, 0.3) if "norm" in name.lower() and name.endswith("weight") else (0, 0.3)
-    if "relative_attention_bias" in name:
-        return 0, 2
-    if "embed" in name or "shared" in name:
-        return 0, 1
-    queries_or_keys = any(part in name for part in ("query", "key", "q_proj", "k_proj", ".q.", ".k."))
-    gain = 1 if queries_or_keys and not scaled else 2
-    return 0, gain / math.sqrt(parameter.shape[1])
+    if "Norm" in type(owner).__name__ and name.endswith("weight"):
+        return 1, 0.3
+    if tensor.ndim == 1 or 1 in tensor.shape[:-1]:
+        return 0, 0.3
+    if isinstance(owner, nn.Embedding):
+        return 0, 2 if "relative_attention_bias" in name else 1
+    inputs = tensor.shape[0] if isinstance(owner, Conv1D) else tensor.shape[1]
+    queries_or_keys = name.split(".")[-2] in ("q", "k", "q_proj", "k_proj")
+    return 0, (1 if queries_or_keys and not scaled else 2) / math.sqrt(inputs)
 
 
-def _tokenizer(special: dict[str, str]) -> PreTrainedTokenizerFast:
+# Special tokens in the order of their ids, and what surrounds one text and two.
+SPECIAL = {
+    "encoder": {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"},
+    "decoder": {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
+    "seq2seq": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+}
+SURROUNDED = {
+    "encoder": ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
+    "seq2seq": ("$A </s>", "$A </s> $B </s>"),
+}
+
+
+def _tokenizer(row: str) -> PreTrainedTokenizerFast:
     """Byte-level BPE of VOCAB_SIZE tokens, so that any text has ids and any ids have a text."""
+    family = "encoder" if row in ENCODERS else "decoder" if row in DECODERS else "seq2seq"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE, special_tokens=list(special.values()), show_progress=False, min_frequency=1,
+        vocab_size=VOCAB_SIZE, special_tokens=list(SPECIAL[family].values()), show_progress=False, min_frequency=1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
     tokenizer.train_from_iterator(CORPUS, trainer)
     if tokenizer.get_vocab_size() != VOCAB_SIZE:
         raise RuntimeError(f"the corpus gave {tokenizer.get_vocab_size()} tokens, not {VOCAB_SIZE}")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-
-
-def _surround(tokenizer: PreTrainedTokenizerFast, single: str, pair: str) -> None:
-    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in tokenizer.all_special_tokens]
-    template = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
-    tokenizer.backend_tokenizer.post_processor = template
-
-
-def _save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int, max_shard_size: str
-) -> Path:
-    refill(model, seed)
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-    tokenizer.save_pretrained(folder)
-    return folder
+    if family in SURROUNDED:
+        single, pair = SURROUNDED[family]
+        special = [(token, tokenizer.token_to_id(token)) for token in SPECIAL[family].values()]
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL[family])

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from support.checkpoints import VOCAB_SIZE
-from tercet.server.models import DecoderBatch, EncoderBatch, Rows, Source
+from support.architectures import VOCAB_SIZE
+from tercet.server.models import DecoderBatch, EncoderBatch, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor
     from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
 
     from tercet.server.models import Model
+    from tercet.server.models.transformer import Stack
 
 Ids = list[int]
 PAGE_SIZE = 4
@@ -63,15 +66,6 @@ def encode(
     """The final hidden states of each text."""
     batch = encoder_batch(texts, type_ids, padded=padded)
     return take(model.encode(batch), batch.rows)
-
-
-def read(model: Model, texts: Sequence[Ids], sources: Sequence[Ids] | None, *, padded: bool = False) -> list[Tensor]:
-    """The decoder's final hidden states of each text, read at once."""
-    batch, source = encoder_batch(texts, padded=padded), None
-    if sources:
-        whole = encoder_batch(sources, padded=padded)
-        source = Source(model.encode(whole), whole.rows)
-    return take(model.read(batch, source), batch.rows)
 
 
 class Decoding:
@@ -132,6 +126,37 @@ def relative_error(ours: Tensor, expected: Tensor) -> float:
     return error.item() if error.isfinite() else float("inf")
 
 
+@contextmanager
+def states(stack: Stack) -> Iterator[list[Tensor]]:
+    """What comes out of a stack's embedding and of each layer but the last in what runs meanwhile, sums taken."""
+    found: list[Tensor] = []
+
+    def keep(_module: object, _inputs: object, output: Tensor | tuple[Tensor, Tensor | None]) -> None:
+        hidden, residual = (output, None) if isinstance(output, torch.Tensor) else output
+        found.append(hidden.clone() if residual is None else hidden + residual)
+
+    handles = [module.register_forward_hook(keep) for module in (stack.embedding, *stack.layers[:-1])]
+    yield found
+    for handle in handles:
+        handle.remove()
+
+
+def head_logits(model: Model, hidden: Tensor) -> Tensor:
+    """The logits [N, outputs] of one text's final hidden states [length, hidden]."""
+    read = {"all": hidden, "first": hidden[:1], "last": hidden[-1:], "mean": hidden.mean(dim=0, keepdim=True)}
+    return model.logits(read[model.spec.head.reads])
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the reference computes for one text."""
+
+    states: list[Tensor]
+    """[length, hidden]: of the embedding and of each layer, the last with the final norm."""
+    logits: Tensor | None
+    """[N, outputs], if it has a head."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """One checkpoint, loaded by us and by transformers."""
@@ -140,15 +165,25 @@ class Pair:
     ours: Model
     reference: PreTrainedModel
 
-    def encoded(self, ids: Ids) -> Tensor:
-        """The reference's final hidden states [length, hidden] of one text, read by its encoder."""
-        encoder = self.reference.get_encoder() if self.ours.family == "seq2seq" else self.reference
-        return encoder(torch.tensor([ids])).last_hidden_state[0]
+    def expected(self, ids: Ids, *, type_ids: Ids | None = None, source: Ids | None = None) -> Expected:
+        """The reference's of one text, or target."""
+        inputs = {"input_ids": ids} if source is None else {"input_ids": source, "decoder_input_ids": ids}
+        if type_ids:
+            inputs["token_type_ids"] = type_ids
+        tensors = {name: torch.tensor([values]) for name, values in inputs.items()}
+        outputs = self.reference(**tensors, output_hidden_states=True)
+        found = outputs["hidden_states" if source is None else "decoder_hidden_states"]
+        return Expected([state[0] for state in found], _logits(outputs))
 
-    def decoded(self, ids: Ids, source: Ids | None) -> tuple[Tensor, Tensor]:
-        """The reference's final hidden states [length, hidden] and logits [length, vocab] of one text, or target."""
-        inputs = {"input_ids": torch.tensor([ids])}
-        if source is not None:
-            inputs = {"input_ids": torch.tensor([source]), "decoder_input_ids": torch.tensor([ids])}
-        outputs = self.reference(**inputs, output_hidden_states=True)
-        return outputs["hidden_states" if source is None else "decoder_hidden_states"][-1][0], outputs.logits[0]
+    def encoded(self, ids: Ids) -> list[Tensor]:
+        """The states of a seq2seq reference's encoder for one source."""
+        outputs = self.reference.get_encoder()(torch.tensor([ids]), output_hidden_states=True)
+        return [state[0] for state in outputs.hidden_states]
+
+
+def _logits(outputs: ModelOutput) -> Tensor | None:
+    """Of whichever head: [N, outputs]."""
+    if "start_logits" in outputs:
+        return torch.stack([outputs.start_logits[0], outputs.end_logits[0]], dim=-1)
+    logits = outputs.get("logits", outputs.get("prediction_logits"))
+    return None if logits is None else logits[0].reshape(-1, logits.shape[-1])

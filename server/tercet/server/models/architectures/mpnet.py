@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tercet.server.models.spec import TransformerSpec
 
 POSITION_OFFSET = 2  # whatever the config's padding token
+# All that there is; its authors' code and transformers' look no other number of buckets up.
+BUCKETS = 32
 MAX_DISTANCE = 128
 
 MASKED_LM = bert_kin.masked_lm(
@@ -46,7 +48,7 @@ WEIGHTS = {
 def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
     """MPNet's transformer."""
     del stored
-    bias = RelativeBiasSpec(buckets=config["buckets"], max_distance=MAX_DISTANCE, bidirectional=True)
+    bias = RelativeBiasSpec(buckets=BUCKETS, max_distance=MAX_DISTANCE, bidirectional=True)
     return bert_kin.spec(config, position_offset=POSITION_OFFSET, relative_bias=bias)
 
 
@@ -63,7 +65,7 @@ MPNET = Architecture(
     },
     config={
         **bert_kin.CONFIG,
-        "relative_attention_num_buckets": integer("buckets", 4, 2 * MAX_DISTANCE - 1, default=32),
+        "relative_attention_num_buckets": integer("buckets", BUCKETS, BUCKETS, default=BUCKETS),
     },
     weights=WEIGHTS,
     spec=spec,

@@ -1,0 +1,167 @@
+"""A row for every architecture: a tiny config at whose sizes and values its traps show.
+
+A row stands for all heads its architecture has. More than one row an architecture is for what one config can't have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+
+from tercet.server.models.architectures import ARCHITECTURES
+
+VOCAB_SIZE = 331  # odd on purpose
+LABELS = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """A config of one architecture, saved with each of the heads."""
+
+    architecture: str
+    config: dict[str, Any]
+    heads: tuple[str, ...] = ()
+    """Classes of transformers; none are all of the architecture's but those of a seq2seq model's encoder alone."""
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes that are tested; those that transformers has dropped are other names of ones it has."""
+        heads = ARCHITECTURES[self.architecture].heads
+        chosen = self.heads or [name for name, head in heads.items() if not head.encoder_only]
+        return [name for name in chosen if hasattr(transformers, name)]
+
+
+def cases(rows: dict[str, Row]) -> list[tuple[str, str]]:
+    """(row, head) of every head of every row."""
+    return [(name, head) for name, row in rows.items() for head in row.classes]
+
+
+# [CLS] 0, [SEP] 1, [PAD] 2: the padding token's id is not 0, and RoBERTa's positions begin at row 3.
+BERT = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 88,
+    "max_position_embeddings": 96,
+    "layer_norm_eps": 1e-3,
+    "pad_token_id": 2,
+}
+ENCODERS = {
+    "bert": Row("bert", {**BERT, "type_vocab_size": 2}),
+    "bert-tanh": Row("bert", {**BERT, "hidden_act": "gelu_new"}, ("BertForMaskedLM",)),
+    "bert-untied": Row("bert", {**BERT, "tie_word_embeddings": False}, ("BertForMaskedLM",)),
+    "roberta": Row("roberta", {**BERT, "type_vocab_size": 2, "hidden_size": 60}),
+    "xlm-roberta": Row("xlm-roberta", {**BERT, "type_vocab_size": 1, "hidden_act": "gelu_new"}),
+    "camembert": Row("camembert", {**BERT, "pad_token_id": 5}),
+    "electra": Row("electra", {**BERT, "embedding_size": 20, "hidden_act": "relu"}),
+    "electra-wide": Row("electra", {**BERT, "embedding_size": 48}, ("ElectraForMaskedLM",)),
+    # Texts reach beyond the distance from which biases are the same.
+    "mpnet": Row("mpnet", {**BERT, "max_position_embeddings": 160}),
+    "distilbert": Row(
+        "distilbert",
+        {
+            "vocab_size": VOCAB_SIZE,
+            "dim": 48,
+            "n_layers": 3,
+            "n_heads": 3,
+            "hidden_dim": 88,
+            "max_position_embeddings": 96,
+            "activation": "relu",
+            "pad_token_id": 2,
+        },
+    ),
+}
+MODERNBERT = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 60,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "max_position_embeddings": 90,
+    "norm_eps": 1e-3,
+    "local_attention": 9,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+    },
+    "bos_token_id": 0,
+    "cls_token_id": 0,
+    "eos_token_id": 1,
+    "sep_token_id": 1,
+    "pad_token_id": 2,
+}
+ENCODERS |= {
+    "modernbert": Row("modernbert", MODERNBERT),
+    "modernbert-biases": Row(
+        "modernbert",
+        {
+            **MODERNBERT,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "full_attention"],
+            "num_hidden_layers": 4,
+            "hidden_activation": "silu",
+            "classifier_activation": "relu",
+            "classifier_pooling": "mean",
+            **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True),
+            "decoder_bias": False,
+        },
+        ("ModernBertForMaskedLM", "ModernBertForSequenceClassification"),
+    ),
+}
+LLAMA = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 72,
+    "max_position_embeddings": 256,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
+CAUSAL = ("LlamaForCausalLM",)
+DECODERS = {
+    "llama": Row("llama", LLAMA),
+    "llama-tied": Row(
+        "llama", {**LLAMA, "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False}, CAUSAL
+    ),
+    "llama-linear": Row("llama", {**LLAMA, "rope_parameters": LINEAR}, CAUSAL),
+    "llama-llama3": Row("llama", {**LLAMA, "rope_parameters": LLAMA3}, CAUSAL),
+}
+T5 = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 40,
+    "d_kv": 16,
+    "d_ff": 72,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 10,
+    "relative_attention_max_distance": 20,
+    "feed_forward_proj": "gated-gelu",
+    "decoder_start_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+SEQ2SEQ = {
+    "t5": Row("t5", T5),
+    "t5-relu": Row(
+        "t5", {**T5, "feed_forward_proj": "relu", "tie_word_embeddings": False}, ("T5ForConditionalGeneration",)
+    ),
+}
+ROWS = {**ENCODERS, **DECODERS, **SEQ2SEQ}
