@@ -260,7 +260,7 @@ ABSURD: list[tuple[str, str, Any]] = [
     ("t5", "relative_attention_max_distance", 65_537),
     ("t5", "model_type", "t6"),
     ("t5", "model_type", ["t5"]),
-    ("t5", "architectures", ["T5EncoderModel"]),
+    ("t5", "architectures", ["T5ForCausalLM"]),
     ("t5", "architectures", "T5"),
     ("t5", "quantization_config", {"bits": 4}),
 ]

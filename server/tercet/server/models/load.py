@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tercet.server.models.architectures import Architecture, Head
-    from tercet.server.models.checkpoint.source import Checkpoint
+    from tercet.server.models.checkpoint.source import Checkpoint, StoredTensor
     from tercet.server.models.checkpoint.weights import Progress, WeightTable
     from tercet.server.models.spec import TransformerSpec
 
@@ -120,8 +120,8 @@ def _spec(
     prefix: str,
 ) -> TransformerSpec:
     """The spec of a checkpoint's transformer with its head."""
-    found = (find(name, weights, prefix) for name in checkpoint.tensors)
-    stored = {place[0].parameter for place in found if place and place[0]}
+    found = ((tensor, find(name, weights, prefix)) for name, tensor in checkpoint.tensors.items())
+    stored = {place[0].parameter: tensor for tensor, place in found if place and place[0]}
     spec = architecture.spec(config, stored)
     if head.encoder_only:
         spec = replace(spec, family="encoder", decoder=None, target_vocab_size=None)
@@ -129,7 +129,15 @@ def _spec(
         return spec
     described = head.spec(config)
     # Weights of its own that a file has count more than a config that says they are tied.
-    return replace(spec, head=replace(described, tied=described.tied and "head.output.weight" not in stored))
+    words = stored.get("target_vocabulary.weight" if spec.target_vocab_size else "vocabulary.weight")
+    own = stored.get("head.output.weight")
+    return replace(spec, head=replace(described, tied=described.tied and (not own or _equal(own, words, checkpoint))))
+
+
+def _equal(tensor: StoredTensor, other: StoredTensor | None, checkpoint: Checkpoint) -> bool:
+    if other is None or (tensor.shape, tensor.dtype) != (other.shape, other.dtype) or not tensor.numeric:
+        return False
+    return torch.equal(checkpoint.read(tensor), checkpoint.read(other))
 
 
 def _dtype(dtype: str, device: torch.device, architecture: Architecture, checkpoint: Checkpoint) -> torch.dtype:

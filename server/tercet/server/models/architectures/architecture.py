@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tercet.server.models.checkpoint.config import Config, Table
     from tercet.server.models.checkpoint.weights import Into, WeightTable
-    from tercet.server.models.spec import TransformerSpec
+    from tercet.server.models.spec import HeadActivation, TransformerSpec
 
 # Lowest and highest sizes of any architecture: a config beyond them is damaged.
 LAYERS = (1, 1_000)
@@ -114,6 +114,23 @@ def classifier(name: str, *, reads: Literal["first", "mean", "last"], bias: bool
     return Head(
         lambda config: HeadSpec(task="classify", outputs=config["labels"], reads=reads, bias=bias),
         affine({name: "head.output"}) if bias else {f"{name}.weight": "head.output.weight"},
+    )
+
+
+def dense_classifier(
+    dense: str, output: str, *, reads: Literal["first", "last"], activation: HeadActivation = "tanh"
+) -> Head:
+    """A dense map of a sequence's hidden state, as wide as that, an activation, and a map to the labels."""
+    return Head(
+        lambda config: HeadSpec(
+            task="classify",
+            outputs=config["labels"],
+            reads=reads,
+            dense=config["hidden_size"],
+            activation=activation,
+            bias=True,
+        ),
+        affine({dense: "head.dense", output: "head.output"}),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tercet.server.models.architectures import bert_kin
-from tercet.server.models.architectures.architecture import BASE, Architecture, answerer, tagger
+from tercet.server.models.architectures.architecture import BASE, Architecture, answerer, dense_classifier, tagger
 from tercet.server.models.architectures.tables import affine
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ BERT = Architecture(
         "BertModel": BASE,
         "BertForMaskedLM": MASKED_LM,
         "BertForPreTraining": MASKED_LM,
-        "BertForSequenceClassification": bert_kin.first_token_classifier("bert.pooler.dense", "classifier", "tanh"),
+        "BertForSequenceClassification": dense_classifier("bert.pooler.dense", "classifier", reads="first"),
         "BertForTokenClassification": tagger(),
         "BertForQuestionAnswering": answerer(),
     },

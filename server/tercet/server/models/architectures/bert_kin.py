@@ -156,18 +156,3 @@ def masked_lm(
         ),
         weights,
     )
-
-
-def first_token_classifier(dense: str, output: str, activation: HeadActivation) -> Head:
-    """A dense map of the first token's hidden state, an activation, and a map to the labels."""
-    return Head(
-        lambda config: HeadSpec(
-            task="classify",
-            outputs=config["labels"],
-            reads="first",
-            dense=config["hidden_size"],
-            activation=activation,
-            bias=True,
-        ),
-        affine({dense: "head.dense", output: "head.output"}),
-    )

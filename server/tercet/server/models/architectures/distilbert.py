@@ -16,6 +16,7 @@ from tercet.server.models.architectures.architecture import (
     WIDTH,
     Architecture,
     answerer,
+    dense_classifier,
     tagger,
 )
 from tercet.server.models.checkpoint.config import choice, flag, integer
@@ -68,7 +69,9 @@ DISTILBERT = Architecture(
     heads={
         "DistilBertModel": BASE,
         "DistilBertForMaskedLM": MASKED_LM,
-        "DistilBertForSequenceClassification": bert_kin.first_token_classifier("pre_classifier", "classifier", "relu"),
+        "DistilBertForSequenceClassification": dense_classifier(
+            "pre_classifier", "classifier", reads="first", activation="relu"
+        ),
         "DistilBertForTokenClassification": tagger(),
         "DistilBertForQuestionAnswering": answerer(),
     },

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tercet.server.models.architectures import bert_kin
-from tercet.server.models.architectures.architecture import BASE, WIDTH, Architecture, answerer, tagger
+from tercet.server.models.architectures.architecture import (
+    BASE,
+    WIDTH,
+    Architecture,
+    answerer,
+    dense_classifier,
+    tagger,
+)
 from tercet.server.models.architectures.tables import affine
 from tercet.server.models.checkpoint.config import integer
 
@@ -51,8 +58,8 @@ ELECTRA = Architecture(
         "ElectraModel": BASE,
         "ElectraForPreTraining": BASE,
         "ElectraForMaskedLM": MASKED_LM,
-        "ElectraForSequenceClassification": bert_kin.first_token_classifier(
-            "classifier.dense", "classifier.out_proj", "gelu"
+        "ElectraForSequenceClassification": dense_classifier(
+            "classifier.dense", "classifier.out_proj", reads="first", activation="gelu"
         ),
         "ElectraForTokenClassification": tagger(),
         "ElectraForQuestionAnswering": answerer(),

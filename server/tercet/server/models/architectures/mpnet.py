@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tercet.server.models.architectures import bert_kin
-from tercet.server.models.architectures.architecture import BASE, Architecture, answerer, tagger
+from tercet.server.models.architectures.architecture import BASE, Architecture, answerer, dense_classifier, tagger
 from tercet.server.models.architectures.tables import affine
 from tercet.server.models.checkpoint.config import integer
 from tercet.server.models.spec import RelativeBiasSpec
@@ -57,9 +57,7 @@ MPNET = Architecture(
     heads={
         "MPNetModel": BASE,
         "MPNetForMaskedLM": MASKED_LM,
-        "MPNetForSequenceClassification": bert_kin.first_token_classifier(
-            "classifier.dense", "classifier.out_proj", "tanh"
-        ),
+        "MPNetForSequenceClassification": dense_classifier("classifier.dense", "classifier.out_proj", reads="first"),
         "MPNetForTokenClassification": tagger(),
         "MPNetForQuestionAnswering": answerer(),
     },

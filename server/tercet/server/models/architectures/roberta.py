@@ -8,7 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tercet.server.models.architectures import bert_kin
-from tercet.server.models.architectures.architecture import BASE, VOCABULARY, Architecture, answerer, tagger
+from tercet.server.models.architectures.architecture import (
+    BASE,
+    VOCABULARY,
+    Architecture,
+    answerer,
+    dense_classifier,
+    tagger,
+)
 from tercet.server.models.architectures.tables import affine
 from tercet.server.models.checkpoint.config import integer
 
@@ -36,8 +43,8 @@ def architecture(model_type: str, name: str) -> Architecture:
         heads={
             f"{name}Model": BASE,
             f"{name}ForMaskedLM": MASKED_LM,
-            f"{name}ForSequenceClassification": bert_kin.first_token_classifier(
-                "classifier.dense", "classifier.out_proj", "tanh"
+            f"{name}ForSequenceClassification": dense_classifier(
+                "classifier.dense", "classifier.out_proj", reads="first"
             ),
             f"{name}ForTokenClassification": tagger(),
             f"{name}ForQuestionAnswering": answerer(),

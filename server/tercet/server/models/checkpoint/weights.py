@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,7 +39,7 @@ class Into:
     leading: bool = False
     """Stored with a leading dimension of 1, as Marian's final_logits_bias."""
     spare: bool = False
-    """A second name for a tensor, read only where no other name of the same parameter is in the file."""
+    """A second name for a tensor: where the file has it by another name too, the two must be equal."""
 
 
 WeightTable = Mapping[str, "Into | str | None"]
@@ -55,9 +55,16 @@ class Transfer:
     parameter: str
     start: int
     size: int
+    equal_to: str | None = None
+    """The tensor that was copied there already, which this one must equal."""
 
 
 HEAD = "head."  # what the parameters of a head begin with
+# Parameters that are tied in some transformers: files may hold copies of the first of these that there is.
+TIED = {
+    "head.output.weight": ("target_vocabulary.weight", "vocabulary.weight"),
+    "target_vocabulary.weight": ("vocabulary.weight",),
+}
 
 
 def find(name: str, table: WeightTable, prefix: str) -> tuple[Into | None, str] | None:
@@ -90,7 +97,8 @@ def load_weights(
     """Reads the planned tensors straight into their places; beside the model, one of them at a time is in memory.
 
     The parameters of `transformer`, so far on the meta device, get storage on `device` in `dtype`. `head_dim` is that
-    of heads whose rows are stored in another order.
+    of heads whose rows are stored in another order. Raises CheckpointError naming a tensor that is not the copy of
+    another that it must be.
     """
     total = sum(transfer.tensor.nbytes for transfer in transfers)
     done = 0
@@ -98,14 +106,21 @@ def load_weights(
         source = checkpoint.read(transfer.tensor).to(device)
         source = _arrange(source, transfer.into, head_dim)
         destination = _storage(transformer, transfer.parameter, device, dtype)
-        destination.narrow(0, transfer.start, transfer.size).copy_(source)
+        destination = destination.narrow(0, transfer.start, transfer.size)
+        if transfer.equal_to is None:
+            destination.copy_(source)
+        elif not torch.equal(destination, source.to(dtype)):
+            raise CheckpointError(
+                f"{transfer.tensor.file}: tensor {transfer.tensor.name} differs from {transfer.equal_to}, "
+                "of which the config makes it a copy"
+            )
         done += transfer.tensor.nbytes
         if progress:
             progress(done, total)
 
 
 def plan(transformer: nn.Module, checkpoint: Checkpoint, table: WeightTable, prefix: str) -> list[Transfer]:
-    """Which tensor goes where, in the order of the files; nothing is read or allocated.
+    """Which tensor goes where, and last those that must equal others; nothing is read or allocated.
 
     `prefix` may stand before the names of all tensors but a head's, as in a model with a head. Raises
     CheckpointError on a missing, unexpected or misshapen tensor, or one that is stored as no weight could be, naming it
@@ -114,6 +129,8 @@ def plan(transformer: nn.Module, checkpoint: Checkpoint, table: WeightTable, pre
     parameters = dict(transformer.named_parameters())
     places = {name: _parts(transformer, name) for name in parameters}
     chosen: dict[tuple[str, str], Transfer] = {}
+    spares: list[tuple[Transfer, list[tuple[str, str]]]] = []
+    copies: list[Transfer] = []
     written = _written_prefix(checkpoint, table, prefix)
     for tensor in checkpoint.tensors.values():
         found = find(tensor.name, table, prefix)
@@ -122,26 +139,34 @@ def plan(transformer: nn.Module, checkpoint: Checkpoint, table: WeightTable, pre
         into, layer = found
         if into is None:
             continue
-        parameter = into.parameter.format(layer)
+        own = into.parameter.format(layer)
+        parameter = next((place for place in (own, *TIED.get(own, ())) if place in places), own)
+        spare = into.spare or parameter != own
         parts = {part: place for part, place in places.get(parameter, {}).items() if into.fuse in (None, part)}
         if not parts:
             raise CheckpointError(f"{tensor.file}: unexpected tensor {tensor.name}: the config leaves no place for it")
         start, size = min(start for start, _ in parts.values()), sum(size for _, size in parts.values())
         _check(tensor, (size, *parameters[parameter].shape[1:]), into)
-        others = {chosen[parameter, part] for part in parts if (parameter, part) in chosen}
-        if others and into.spare:
+        transfer = Transfer(tensor, into, parameter, start, size)
+        if spare:
+            spares.append((transfer, [(parameter, part) for part in parts]))
             continue
-        for other in others:
-            if not other.into.spare:
-                raise CheckpointError(f"{tensor.file}: {tensor.name} and {other.tensor.name} name the same parameter")
-        chosen.update({(parameter, part): Transfer(tensor, into, parameter, start, size) for part in parts})
+        for other in (chosen[parameter, part] for part in parts if (parameter, part) in chosen):
+            raise CheckpointError(f"{tensor.file}: {tensor.name} and {other.tensor.name} name the same parameter")
+        chosen.update({(parameter, part): transfer for part in parts})
+    for transfer, keys in spares:
+        first = next((chosen[key] for key in keys if key in chosen), None)
+        if first:
+            copies.append(replace(transfer, equal_to=first.tensor.name))
+        else:
+            chosen.update(dict.fromkeys(keys, transfer))
     for parameter, parts in places.items():
         for part in parts:
             if (parameter, part) not in chosen:
                 name = _stored_name(parameter, part, table)
                 before = "" if parameter.startswith(HEAD) else written
                 raise CheckpointError(f"{checkpoint.weights_file}: missing tensor {before}{name}")
-    return list(dict.fromkeys(chosen.values()))
+    return [*dict.fromkeys(chosen.values()), *copies]
 
 
 def _written_prefix(checkpoint: Checkpoint, table: WeightTable, prefix: str) -> str:
