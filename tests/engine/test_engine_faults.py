@@ -5,7 +5,7 @@ import torch
 
 from support.engine import expected, generate, null_engine, prompts, request, run
 from support.null_model import POISON, VOCAB_SIZE, continuation
-from tercet.server.wire import Embed, Rejected
+from tercet.server.wire import Embed, FillMask, Rejected
 
 
 @pytest.mark.parametrize("family", ["decoder", "seq2seq"])
@@ -115,7 +115,7 @@ def test_a_batch_too_large_for_memory_runs_in_halves(heavy):
         (generate(1, [1], 1, temperature=-1.0), "invalid", "temperature"),
         (generate(1, [1], 1, eos_ids=[VOCAB_SIZE]), "invalid", "eos_ids"),
         (generate(1, [1], 1, stop_ids=[-1]), "invalid", "stop_ids"),
-        (Embed(id=1, token_ids=[1], pooling="mean", normalize=False), "invalid", "decoder"),
+        (FillMask(id=1, token_ids=[1], positions=[0], top_k=1), "invalid", "decoder"),
     ],
 )
 def test_bad_requests_are_refused(message, reason, words):

@@ -31,8 +31,8 @@ def test_every_family_starts(tmp_path, make, family, max_length):
     source = str(make(tmp_path))
     engine, info = load_engine(settings(source=source, max_length=90, max_batch_tokens=64), reports.append)
     assert (info.family, info.max_length, info.vocab_size) == (family, max_length, VOCAB_SIZE)
-    assert info.tasks == (["embed"] if family == "encoder" else ["generate"])
-    assert info.embedding_size == (48 if family == "encoder" else None)
+    assert info.tasks == (["embed"] if family == "encoder" else ["embed", "generate", "score"])
+    assert info.embedding_size == (40 if family == "seq2seq" else 48)
     assert (info.pages > 0) == (family != "encoder")
     assert reports[-1].stage == "warm-up"
     assert reports[-1].done == reports[-1].total

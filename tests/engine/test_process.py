@@ -29,7 +29,7 @@ def test_life_of_an_engine(checkpoint):
         assert all(0 <= message.done <= message.total for message in loading)
         assert {message.incarnation for message in [*loading, ready]} == {3}
         model = ready.model
-        assert (model.architecture, model.family, model.tasks) == ("llama", "decoder", ["generate"])
+        assert (model.architecture, model.family, model.tasks) == ("llama", "decoder", ["embed", "generate", "score"])
         assert (model.max_length, model.vocab_size, model.page_size) == (256, VOCAB_SIZE, 8)
         assert model.pages == 8 * 32
         assert model.memory > model.pages * 8 * 2 * 3 * 2 * 16 * 4

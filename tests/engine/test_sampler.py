@@ -5,9 +5,9 @@ import torch
 from transformers import MinNewTokensLengthLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from support.engine import generate
-from tercet.server.engine.batch import PackedBuffer
 from tercet.server.engine.sampler import choose, pack_sampling, unpack_sampling
 from tercet.server.engine.sequence import generation_request
+from tercet.server.engine.transfer import PackedBuffer
 
 VOCAB_SIZE = 37
 PROMPT = [3, 9, 9, 30]

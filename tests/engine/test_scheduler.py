@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tercet.server.engine.pages import PagePool
 from tercet.server.engine.scheduler import Scheduler
-from tercet.server.engine.sequence import embedding_request, generation_request
+from tercet.server.engine.sequence import generation_request, reading_request
 from tercet.server.wire import Embed, Generate, Sampling
 
 PAGE_SIZE = 4
@@ -23,7 +23,7 @@ def make(family, arrival, prompt, new_tokens, samples):
 
 
 def embed(arrival, length):
-    return embedding_request(Embed(id=arrival, token_ids=[1] * length, pooling="mean", normalize=False), arrival)
+    return reading_request(Embed(id=arrival, token_ids=[1] * length, pooling="mean", normalize=False), arrival)
 
 
 def storage(lengths, padded):
@@ -35,7 +35,7 @@ def perform(scheduler, plan):
     ended = []
     for sequence in plan.encode:
         sequence.request.encoded = True
-        if sequence.request.pooling:
+        if sequence.request.reading:
             ended.append(sequence)
     for sequence, length in plan.decode:
         complete = length == sequence.remaining

@@ -7,9 +7,21 @@ from dataclasses import dataclass, field
 
 from support.null_model import POISON, VOCAB_SIZE, NullModel, continuation
 from tercet.server.engine.engine import Engine
+from tercet.server.engine.memory import generates
 from tercet.server.engine.runner import Runner
 from tercet.server.engine.validation import limits_of
-from tercet.server.wire import Embedding, EngineSettings, Generate, Rejected, Sampling, StepResult, Tokens
+from tercet.server.wire import (
+    Candidates,
+    Embedding,
+    EngineSettings,
+    Generate,
+    Prediction,
+    Rejected,
+    Sampling,
+    Scored,
+    StepResult,
+    Tokens,
+)
 
 DECODER_START = [5]
 """Of null models that are seq2seq."""
@@ -28,16 +40,21 @@ def settings(**changes):
 def engine_of(model, *, pages=64, **changes):
     """An engine around a model, with a cache of `pages`."""
     chosen = settings(**changes)
-    if model.family == "encoder":
+    if not generates(model):
         pages = 0
     cache = model.new_cache(pages, chosen.page_size) if pages else None
     padded = chosen.layout == "padded"
-    return Engine(Runner(model, cache, padded=padded), limits_of(model, chosen, pages), chosen, padded=padded)
+    return Engine(
+        Runner(model, cache, max_rows=chosen.max_rows, padded=padded),
+        limits_of(model, chosen, pages),
+        chosen,
+        padded=padded,
+    )
 
 
-def null_engine(family="decoder", *, max_length=64, heavy=None, **changes):
+def null_engine(family="decoder", *, max_length=64, heavy=None, head=None, **changes):
     """An engine around a null model; both are returned."""
-    model = NullModel(family, max_length=max_length, heavy=heavy)
+    model = NullModel(family, max_length=max_length, heavy=heavy, head=head)
     return engine_of(model, **changes), model
 
 
@@ -79,6 +96,9 @@ class Answers:
     reasons: dict = field(default_factory=dict)
     """(id, sample) -> finish reason."""
     vectors: dict = field(default_factory=dict)
+    """id -> bytes of float32, of embeddings and of a head's outputs."""
+    likely: dict = field(default_factory=dict)
+    """id -> `Candidates` or `Scored`."""
     rejected: dict = field(default_factory=dict)
     """id -> reason."""
     steps: list[StepResult] = field(default_factory=list)
@@ -94,8 +114,10 @@ class Answers:
                     self.tokens.setdefault((key, sample), []).extend(output.token_ids)
                     if output.finish_reason:
                         self.reasons[key, sample] = output.finish_reason
-                case Embedding(id=key):
+                case Embedding(id=key) | Prediction(id=key):
                     self.vectors[key] = output.data
+                case Candidates(id=key) | Scored(id=key):
+                    self.likely[key] = output
                 case Rejected(id=key):
                     self.rejected[key] = output.reason
 

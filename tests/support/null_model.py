@@ -19,7 +19,7 @@ _MODULUS = 1_000_003
 _HEAVY_MESSAGE = "DefaultCPUAllocator: can't allocate memory"
 
 
-def _hash(tokens, start=17):
+def hashed(tokens, start=17):
     for token in tokens:
         start = (start * 31 + int(token) + 1) % _MODULUS
     return start
@@ -36,10 +36,13 @@ def continuation(prompt, new_tokens, source=(), eos_ids=()):
     """The greedy tokens after `prompt`."""
     tokens = list(prompt)
     for _ in range(new_tokens):
-        tokens.append(int(scores(_hash(tokens, _hash(source))).argmax()))
+        tokens.append(int(scores(hashed(tokens, hashed(source))).argmax()))
         if tokens[-1] in eos_ids:
             break
     return tokens[len(prompt) :]
+
+
+HEAD = SimpleNamespace(task="generate", outputs=VOCAB_SIZE, reads="all", dense=None)
 
 
 @dataclass
@@ -48,13 +51,16 @@ class NullModel:
 
     family: str = "decoder"
     max_length: int = 64
+    head: SimpleNamespace | None = None
+    """Of an encoder; the others generate."""
     heavy: int | None = None
     """Rows of a batch from which memory runs out."""
     batches: list = field(default_factory=list)
     """Every batch seen."""
     architecture: str = "null"
     vocab_size: int = VOCAB_SIZE
-    hidden_size: int = 1
+    target_vocab_size: int = VOCAB_SIZE
+    embedding_size: int = 1
     parameters: int = 0
     weight_bytes: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -70,7 +76,8 @@ class NullModel:
             gated=False,
             token_types=2 * (self.family == "encoder"),
         )
-        return SimpleNamespace(encoder=stack, stacks={"encoder": stack})
+        head = self.head if self.family == "encoder" else HEAD
+        return SimpleNamespace(encoder=stack, stacks={"encoder": stack}, head=head)
 
     def new_cache(self, pages, page_size):
         return KVCache(*torch.full((2, 1, pages, page_size, 1, 1), -1, dtype=torch.float64), page_size)
@@ -97,13 +104,25 @@ class NullModel:
                 raise AssertionError("a bound is too low")
             first = 17
             if batch.cross_page_table is not None:
-                first = _hash(_read(cache.k, batch.cross_page_table[row], int(batch.cross_length[row])))
+                first = hashed(_read(cache.k, batch.cross_page_table[row], int(batch.cross_length[row])))
             tokens = _read(cache.k, batch.page_table[row], total)
             for index in range(length):
                 end = total - length + index + 1
                 if int(batch.positions[start + index]) != end - 1:
                     raise AssertionError("a position is wrong")
-                hidden[start + index] = _hash(tokens[:end], first)
+                hidden[start + index] = hashed(tokens[:end], first)
+        return hidden
+
+    def read(self, batch, source=None):
+        self._check(batch)
+        hidden = torch.full((batch.rows.tokens, 1), torch.nan, dtype=torch.float64)
+        for row, tokens in enumerate(_rows(batch.token_ids, batch.rows)):
+            first = 17
+            if source is not None:
+                first = hashed(_rows(source.hidden[:, 0] % 1000, source.rows)[row])
+            start = int(batch.rows.start[row])
+            for index in range(len(tokens)):
+                hidden[start + index] = hashed(tokens[: index + 1], first)
         return hidden
 
     def logits(self, hidden):
@@ -115,6 +134,11 @@ class NullModel:
             raise RuntimeError("a poisonous token")
         if self.heavy is not None and len(batch.rows.length) >= self.heavy:
             raise RuntimeError(_HEAVY_MESSAGE)
+
+
+def _rows(values, rows):
+    places = zip(rows.start.tolist(), rows.length.tolist(), strict=True)
+    return [values[start : start + length].tolist() for start, length in places]
 
 
 def _write(pages, slots, values):

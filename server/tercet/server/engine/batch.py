@@ -3,72 +3,55 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
-from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING
 
 import torch
 
 from tercet.kernels import pad
+from tercet.server.engine.reading import parts_of
 from tercet.server.engine.sampler import SamplingRows, pack_sampling, unpack_sampling
+from tercet.server.engine.transfer import PackedBuffer
 from tercet.server.models import DecoderBatch, EncoderBatch, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
+    from tercet.server.engine.reading import Part
     from tercet.server.engine.scheduler import Chunk
-    from tercet.server.engine.sequence import PoolingKind
     from tercet.server.engine.sequence import Sequence as Row
-
-_DTYPES = {"i": torch.int32, "f": torch.float32, "Q": torch.int64}  # array type codes; Q is moved as its bit pattern
-_ALIGNMENT = 16  # bytes, what Triton loads at once
+    from tercet.server.models.spec import HeadSpec
 
 
-class PackedBuffer:
-    """Arrays of one batch behind one another in host memory."""
+@dataclass(frozen=True)
+class Whole:
+    """Sequences that a stack reads whole, and what becomes of them."""
 
-    def __init__(self) -> None:
-        self.copies = 0
-        """Moves to the device, for the statistics."""
-        self._bytes = bytearray()
-        self._fields: dict[str, tuple[int, int, torch.dtype]] = {}
-
-    def put(self, name: str, values: Iterable[int] | Iterable[float], code: Literal["i", "f", "Q"] = "i") -> None:
-        """Appends a field: int32, float32 or unsigned 64-bit values."""
-        data = array(code, values)
-        self._bytes += bytes(-len(self._bytes) % _ALIGNMENT)
-        self._fields[name] = len(self._bytes), len(data) * data.itemsize, _DTYPES[code]
-        self._bytes += data.tobytes()
-
-    def upload(self, device: torch.device) -> dict[str, Tensor]:
-        """Moves everything at once; each field is a view of what arrived."""
-        host = torch.frombuffer(self._bytes, dtype=torch.uint8)
-        if device.type == "cuda":
-            host = host.pin_memory()
-        buffer = host.to(device, non_blocking=True)
-        self.copies += 1
-        return {name: buffer[start : start + size].view(dtype) for name, (start, size, dtype) in self._fields.items()}
-
-
-class Pool(NamedTuple):
-    """Neighbouring rows of an encoder batch that are pooled alike."""
-
-    first: int
-    last: int
-    kind: PoolingKind
+    batch: EncoderBatch
+    parts: list[tuple[Part, dict[str, Tensor]]]
+    """Each with its fields of the buffer."""
 
 
 @dataclass(frozen=True)
 class EncoderWork:
     """An encoder batch and what follows it."""
 
-    batch: EncoderBatch
-    pools: list[Pool]
+    source: Whole
+    target: Whole | None
+    """What a seq2seq decoder reads whole."""
+    target_source: Rows
+    """The rows of the source that the target is read against: the last ones."""
     cross_slots: Tensor | None
-    """int32 [T]: where each source token's keys and values go; -1 for padding. None for embeddings."""
+    """int32 [T]: where each source token's keys and values go; -1 where nowhere. None if there are no sources."""
     copies: int
+
+    @property
+    def tokens(self) -> int:
+        """Stored ones, padding included."""
+        return self.source.batch.rows.tokens + (self.target.batch.rows.tokens if self.target else 0)
 
 
 @dataclass(frozen=True)
@@ -81,34 +64,41 @@ class DecoderWork:
     copies: int
 
 
-def encoder_work(rows: Sequence[Row], *, page_size: int, padded: bool, device: torch.device) -> EncoderWork:
-    """One batch of whole sources. Rows of equal pooling should be neighbours; the order is kept."""
+def encoder_work(
+    rows: Sequence[Row], *, head: HeadSpec | None, page_size: int, padded: bool, device: torch.device
+) -> EncoderWork:
+    """One batch of sequences that are read whole, sorted by the `likeness` of what is asked of them."""
     requests = [row.request for row in rows]
+    readings = [request.reading for request in requests]
+    targets = [request.target for request in requests if request.target]
+    split = len(rows) - len(targets)
     buffer = PackedBuffer()
-    lengths = [len(request.source) for request in requests]
-    _put_rows(buffer, lengths)
-    buffer.put("token_ids", (token for request in requests for token in request.source))
+    source = _Texts(buffer, "source", [request.source for request in requests], padded=padded)
+    source.put_parts(parts_of(readings[:split], source.start, source.lengths, head))
+    target = _Texts(buffer, "target", targets, padded=padded) if targets else None
+    if target:
+        target.put_parts(parts_of(readings[split:], target.start, target.lengths, head))
     typed = any(request.type_ids for request in requests)
     if typed:
         types = (request.type_ids or [0] * len(request.source) for request in requests)
         buffer.put("type_ids", (kind for ids in types for kind in ids))
     crossed = any(request.cross_pages for request in requests)
     if crossed:
-        _put_table(buffer, "cross_page_table", [request.cross_pages for request in requests])
+        _put_table(buffer, "cross_page_table", [request.cross_pages for request in requests], empty=-1)
     views = buffer.upload(device)
 
-    flat = _Flat(views["start"], views["length"], lengths, padded=padded)
+    flat = source.flat(views)
     cross_slots = None
     if crossed:
         table = views["cross_page_table"].view(len(rows), -1)
-        cross_slots = flat.place(flat.slots(table, flat.index, page_size), padding=-1)
-    batch = EncoderBatch(
-        token_ids=flat.place(views["token_ids"]),
-        positions=flat.place(flat.index),
-        rows=flat.rows,
-        type_ids=flat.place(views["type_ids"]) if typed else None,
+        cross_slots = flat.place(flat.slots(table, flat.index, page_size).clamp(min=-1), padding=-1)
+    return EncoderWork(
+        source=source.whole(views, flat, views["type_ids"] if typed else None),
+        target=target.whole(views, target.flat(views)) if target else None,
+        target_source=replace(flat.rows, start=flat.rows.start[split:], length=flat.rows.length[split:]),
+        cross_slots=cross_slots,
+        copies=buffer.copies,
     )
-    return EncoderWork(batch, [] if crossed else _pools(rows), cross_slots, buffer.copies)
 
 
 def decoder_work(chunks: Sequence[Chunk], *, page_size: int, padded: bool, device: torch.device) -> DecoderWork:
@@ -117,7 +107,7 @@ def decoder_work(chunks: Sequence[Chunk], *, page_size: int, padded: bool, devic
     lengths = [chunk.length for chunk in chunks]
     ends = [sequence.computed + length for sequence, length in chunks]
     sources = [len(sequence.request.source) for sequence, _ in chunks]
-    _put_rows(buffer, lengths)
+    _put_rows(buffer, "", lengths)
     buffer.put("kv_length", ends)
     ids = array("i")
     for (sequence, length), end in zip(chunks, ends, strict=True):
@@ -181,24 +171,60 @@ class _Flat:
         return pad(packed, self._start, self._length, longest=self.rows.longest, value=padding)
 
 
-def _put_rows(buffer: PackedBuffer, lengths: list[int]) -> None:
-    buffer.put("length", lengths)
-    buffer.put("start", accumulate(lengths[:-1], initial=0))
+class _Texts:
+    """Token ids that are read whole: put into a buffer, then laid out on the device."""
+
+    def __init__(self, buffer: PackedBuffer, name: str, texts: list[list[int]], *, padded: bool) -> None:
+        self.lengths = [len(text) for text in texts]
+        longest = max(self.lengths)
+        self.start = [row * longest for row in range(len(texts))] if padded else _starts(self.lengths)
+        """Of each row in storage."""
+        self._buffer, self._name, self._padded = buffer, name, padded
+        self._parts: list[tuple[Part, dict[str, str]]] = []  # each with its fields and what the buffer calls them
+        _put_rows(buffer, f"{name}_", self.lengths)
+        buffer.put(f"{name}_ids", chain.from_iterable(texts))
+
+    def put_parts(self, parts: list[Part]) -> None:
+        """Adds what becomes of the texts."""
+        for index, part in enumerate(parts):
+            fields = part.fields()
+            names = {field: f"{self._name}_{field}_{index}" for field in fields}
+            for field, values in fields.items():
+                self._buffer.put(names[field], values)
+            self._parts.append((part, names))
+
+    def flat(self, views: dict[str, Tensor]) -> _Flat:
+        """Where the tokens are on the device."""
+        views = {field: views[f"{self._name}_{field}"] for field in ("start", "length")}
+        return _Flat(views["start"], views["length"], self.lengths, padded=self._padded)
+
+    def whole(self, views: dict[str, Tensor], flat: _Flat, type_ids: Tensor | None = None) -> Whole:
+        """The texts on the device."""
+        batch = EncoderBatch(
+            token_ids=flat.place(views[f"{self._name}_ids"]),
+            positions=flat.place(flat.index),
+            rows=flat.rows,
+            type_ids=None if type_ids is None else flat.place(type_ids),
+        )
+        return Whole(
+            batch, [(part, {field: views[name] for field, name in names.items()}) for part, names in self._parts]
+        )
 
 
-def _put_table(buffer: PackedBuffer, name: str, pages: list[list[int]]) -> None:
+def _starts(lengths: list[int]) -> list[int]:
+    """Where packed rows begin."""
+    return list(accumulate(lengths[:-1], initial=0))
+
+
+def _put_rows(buffer: PackedBuffer, prefix: str, lengths: list[int]) -> None:
+    buffer.put(f"{prefix}length", lengths)
+    buffer.put(f"{prefix}start", _starts(lengths))
+
+
+def _put_table(buffer: PackedBuffer, name: str, pages: list[list[int]], *, empty: int = 0) -> None:
     width = max(map(len, pages))
     table = array("i")
     for row in pages:
         table.extend(row)
-        table.extend([0] * (width - len(row)))
+        table.extend([empty] * (width - len(row)))
     buffer.put(name, table)
-
-
-def _pools(rows: Sequence[Row]) -> list[Pool]:
-    pools: list[Pool] = []
-    for kind, alike in groupby(row.request.pooling for row in rows):
-        first = pools[-1].last if pools else 0
-        if kind is not None:
-            pools.append(Pool(first, first + len(list(alike)), kind))
-    return pools

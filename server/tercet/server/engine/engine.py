@@ -11,18 +11,20 @@ import torch
 
 from tercet.kernels import dispatch
 from tercet.server.engine.pages import PagePool
+from tercet.server.engine.reading import likeness
 from tercet.server.engine.scheduler import Chunk, Scheduler
-from tercet.server.engine.sequence import embedding_request, generation_request
+from tercet.server.engine.sequence import generation_request, reading_request
 from tercet.server.logs import fields
-from tercet.server.wire import Embed, Embedding, Rejected, StepResult, StepStats, Tokens
+from tercet.server.wire import Generate, Rejected, StepResult, StepStats, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tercet.server.engine.reading import Answer, Reading
     from tercet.server.engine.runner import Pass, Runner
     from tercet.server.engine.sequence import Request, Sequence
     from tercet.server.engine.validation import Limits
-    from tercet.server.wire import EngineSettings, Generate, Phase
+    from tercet.server.wire import EngineSettings, Phase
 
 STALE_DEADLINES = 1024  # of finished requests: past so many they are forgotten
 
@@ -47,7 +49,7 @@ class Engine:
         self._requests: dict[int, Request] = {}
         self._deadlines: list[tuple[float, int]] = []  # a heap of deadline and request id, finished ones too
         self._arrivals = 0
-        self._outputs: list[Embedding | Tokens | Rejected] = []
+        self._outputs: list[Answer | Tokens | Rejected] = []
         self._stats: list[StepStats] = []
         self._cancelled = False
 
@@ -56,16 +58,16 @@ class Engine:
         """Whether a step has anything to do or to tell."""
         return bool(self._requests or self._outputs or self._cancelled)
 
-    def submit(self, message: Embed | Generate) -> None:
+    def submit(self, message: Reading | Generate) -> None:
         """Queues a request; one that can't be served is rejected with the next step."""
         if refusal := self._limits.refusal(message):
             self._outputs.append(Rejected(id=message.id, reason="invalid", message=refusal))
             return
         self._arrivals += 1
-        if isinstance(message, Embed):
-            request = embedding_request(message, self._arrivals)
-        else:
+        if isinstance(message, Generate):
             request = generation_request(message, self._arrivals, self._limits.family, self._limits.max_length)
+        else:
+            request = reading_request(message, self._arrivals)
         self._requests[request.id] = request
         if request.deadline is not None:
             heappush(self._deadlines, (request.deadline, request.id))
@@ -84,9 +86,10 @@ class Engine:
         self._expire(time.monotonic())
         plan = self._scheduler.schedule()
         if plan.encode:
-            # Rows that are pooled alike become neighbours.
-            rows = sorted(plan.encode, key=lambda sequence: sequence.request.pooling or ("", False))
-            self._isolate([Chunk(row, len(row.request.source)) for row in rows], self._encode)
+            # Rows that are answered alike become neighbours.
+            rows = sorted(plan.encode, key=lambda row: likeness(row.request.reading))
+            chunks = [Chunk(row, len(row.request.source) + len(row.request.target)) for row in rows]
+            self._isolate(chunks, self._encode)
         if plan.decode:
             self._isolate(plan.decode, self._decode)
         result = StepResult(
@@ -132,11 +135,11 @@ class Engine:
     def _encode(self, chunks: list[Chunk]) -> None:
         started = time.perf_counter()
         done = self._runner.encode([sequence for sequence, _ in chunks])
-        for sequence, _ in chunks:
+        for (sequence, _), answer in zip(chunks, done.outputs, strict=True):
             sequence.request.encoded = True
-        for (sequence, _), vector in zip(chunks, done.outputs, strict=False):  # sources have no vector
-            self._outputs.append(Embedding(id=sequence.request.id, data=vector))
-            self._finish(sequence)
+            if answer is not None:
+                self._outputs.append(answer)
+                self._finish(sequence)
         prompt = sum(_first_read(sequence.request, length) for sequence, length in chunks)
         real = sum(length for _, length in chunks)
         self._count("encode", chunks, done, started, prompt=prompt, recomputed=real - prompt)
@@ -162,7 +165,7 @@ class Engine:
         self._count(phase, chunks, done, started, prompt=prompt, generated=len(choosing), recomputed=recomputed)
 
     def _accept(self, sequence: Sequence, token: int) -> None:
-        if not 0 <= token < self._limits.vocab_size:  # what sampling makes of logits that are not finite
+        if not 0 <= token < self._limits.target_vocab_size:  # what sampling makes of logits that are not finite
             message = "the model's logits are not finite"
             self._reject(sequence.request, Rejected(id=sequence.request.id, reason="internal", message=message))
             return
@@ -174,7 +177,7 @@ class Engine:
             self._finish(sequence)
 
     def _count(
-        self, phase: Phase, chunks: list[Chunk], done: Pass[bytes] | Pass[int], started: float,
+        self, phase: Phase, chunks: list[Chunk], done: Pass[Answer | None] | Pass[int], started: float,
         *, prompt: int, recomputed: int, generated: int = 0,
     ) -> None:  # fmt: skip
         real = sum(length for _, length in chunks)

@@ -14,11 +14,12 @@ from tercet.server.engine.memory import activation_bytes, count_pages
 from tercet.server.engine.runner import Runner
 from tercet.server.engine.validation import limits_of
 from tercet.server.models import load_model
-from tercet.server.wire import Embed, Generate, Loading, ModelInfo, Rejected, Sampling
+from tercet.server.wire import Embed, FillMask, Generate, Loading, ModelInfo, Predict, Rejected, Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from tercet.server.engine.reading import Reading
     from tercet.server.engine.validation import Limits
     from tercet.server.models import Model
     from tercet.server.wire import EngineSettings
@@ -63,16 +64,18 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
 
     padded = settings.layout == "padded"  # packed wastes nothing, so it is what "auto" means
     limits = limits_of(model, settings, pages)
-    engine = Engine(Runner(model, cache, padded=padded), limits, settings, padded=padded)
+    engine = Engine(Runner(model, cache, max_rows=settings.max_rows, padded=padded), limits, settings, padded=padded)
     warm_up(engine, limits, lambda done, total: report(_loading(settings, "warm-up", done, total)))
 
+    head = model.spec.head
     info = ModelInfo(
         architecture=model.architecture,
         family=model.family,
-        tasks=["embed"] if model.family == "encoder" else ["generate"],
+        tasks=list(limits.tasks),
         max_length=limits.max_length,
         vocab_size=model.vocab_size,
-        embedding_size=model.hidden_size if model.family == "encoder" else None,
+        embedding_size=model.embedding_size,
+        labels=head.outputs if head and head.task in ("classify", "tag") else 0,
         dtype=str(model.dtype).removeprefix("torch."),
         device=settings.device,
         parameters=model.parameters,
@@ -85,15 +88,8 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
 
 def warm_up(engine: Engine, limits: Limits, progress: Callable[[int, int], None]) -> None:
     """Runs harmless requests through every phase. Raises StartError if one of them fails."""
-    ids = [0] * max(1, min(WARM_UP_TOKENS, limits.max_length - 2))
-    if limits.family == "encoder":
-        engine.submit(Embed(id=0, token_ids=ids, pooling="mean", normalize=True))
-    else:
-        start = [0] if limits.family == "seq2seq" else []
-        greedy = Sampling(max_new_tokens=2)
-        sampled = Sampling(max_new_tokens=2, temperature=1.0, top_k=2, top_p=0.5, min_p=0.1)
-        for key, sampling in enumerate((greedy, sampled)):
-            engine.submit(Generate(id=key, token_ids=ids, decoder_ids=start, sampling=sampling))
+    for message in _harmless(limits):
+        engine.submit(message)
     for done in range(WARM_UP_STEPS):
         if not engine.busy:
             progress(WARM_UP_STEPS, WARM_UP_STEPS)
@@ -103,6 +99,21 @@ def warm_up(engine: Engine, limits: Limits, progress: Callable[[int, int], None]
             if isinstance(output, Rejected):
                 raise StartError(f"warm-up failed: {output.message}")
     raise StartError(f"warm-up did not end within {WARM_UP_STEPS} steps")
+
+
+def _harmless(limits: Limits) -> Iterator[Reading | Generate]:
+    ids = [0] * max(1, min(WARM_UP_TOKENS, limits.max_length - 2, limits.longest_read))
+    start = [0] if limits.family == "seq2seq" else []
+    yield Embed(id=0, token_ids=ids, pooling="mean", normalize=True)
+    if "generate" in limits.tasks:
+        greedy = Sampling(max_new_tokens=2)
+        sampled = Sampling(max_new_tokens=2, temperature=1.0, top_k=2, top_p=0.5, min_p=0.1)
+        for key, sampling in enumerate((greedy, sampled), 1):
+            yield Generate(id=key, token_ids=ids, decoder_ids=start, sampling=sampling)
+    elif "fill_mask" in limits.tasks:
+        yield FillMask(id=1, token_ids=ids, positions=[0], top_k=1)
+    elif len(limits.tasks) > 1:
+        yield Predict(id=1, token_ids=ids, decoder_ids=start)
 
 
 def _check_kernels(model: Model) -> None:

@@ -26,8 +26,12 @@ def activation_bytes(model: Model, settings: EngineSettings) -> int:
     hidden = max(stack.hidden_size + stack.heads * stack.head_dim for stack in stacks)
     intermediate = max(stack.intermediate_size * (3 if stack.gated else 2) for stack in stacks)
     layer = settings.max_batch_tokens * (HIDDEN_BUFFERS * hidden + intermediate)
-    logits = 0 if model.family == "encoder" else LOGIT_BUFFERS * settings.max_rows * model.vocab_size
-    return FLOAT_BYTES * (layer + logits)
+    return FLOAT_BYTES * (layer + _head_elements(model, settings))
+
+
+def generates(model: Model) -> bool:
+    """Whether a model writes text, and so needs a cache."""
+    return model.spec.head is not None and model.spec.head.task == "generate"
 
 
 def pages_of(tokens: int, page_size: int) -> int:
@@ -35,11 +39,17 @@ def pages_of(tokens: int, page_size: int) -> int:
     return -(-tokens // page_size)
 
 
+def longest_read(model: Model, settings: EngineSettings) -> int:
+    """Tokens of the longest sequence that is read whole: in one batch, which bounds it."""
+    return min(model.max_length, settings.max_batch_tokens)
+
+
 def longest_sequence(model: Model, settings: EngineSettings) -> int:
-    """Tokens of the longest sequence. An encoder reads one in one batch, which bounds its length; so it does the
-    decoder's of a seq2seq model, which has one limit for both.
+    """Tokens of the longest sequence. A decoder generates from prompts read in chunks; a seq2seq model has one limit
+    for what its encoder reads whole and for its decoder.
     """
-    return model.max_length if model.family == "decoder" else min(model.max_length, settings.max_batch_tokens)
+    prefills = model.family == "decoder" and generates(model)
+    return model.max_length if prefills else longest_read(model, settings)
 
 
 def longest_sequence_pages(model: Model, settings: EngineSettings) -> int:
@@ -48,7 +58,7 @@ def longest_sequence_pages(model: Model, settings: EngineSettings) -> int:
 
 
 def count_pages(model: Model, settings: EngineSettings, activations: int) -> int:
-    """The pages that fit after weights and activations, but no more than every row could fill; 0 for encoders.
+    """The pages that fit after weights and activations, but no more than every row could fill; 0 where none is needed.
 
     Raises:
         TooLargeError: weights and activations don't fit, or not even one sequence of the greatest length does.
@@ -60,7 +70,7 @@ def count_pages(model: Model, settings: EngineSettings, activations: int) -> int
     )
     if left < 0:
         raise TooLargeError(f"{held}; raise --memory or lower --max-batch-tokens")
-    if model.family == "encoder":
+    if not generates(model):
         return 0
     sequence = longest_sequence_pages(model, settings)
     fit = left // model.cache_bytes_per_page(settings.page_size)
@@ -70,6 +80,15 @@ def count_pages(model: Model, settings: EngineSettings, activations: int) -> int
             f"{longest_sequence(model, settings)} tokens needs {sequence}; lower --max-length or raise --memory"
         )
     return min(fit, settings.max_rows * sequence)
+
+
+def _head_elements(model: Model, settings: EngineSettings) -> int:
+    head = model.spec.head
+    if head is None:
+        return 0
+    if head.task in ("generate", "fill_mask"):
+        return settings.max_rows * (LOGIT_BUFFERS * head.outputs + 2 * (head.dense or 0))
+    return settings.max_batch_tokens * (2 * head.outputs + 2 * (head.dense or 0))
 
 
 def _size(count: int) -> str:

@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import torch
 
-from tercet.kernels import pooling
 from tercet.server.engine.batch import decoder_work, encoder_work
 from tercet.server.engine.sampler import choose
+from tercet.server.engine.transfer import download
+from tercet.server.models import Source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from tercet.server.engine.batch import EncoderWork
+    from tercet.server.engine.batch import Whole
+    from tercet.server.engine.reading import Answer, Part
     from tercet.server.engine.scheduler import Chunk
     from tercet.server.engine.sequence import Sequence as Row
     from tercet.server.models import KVCache, Model
@@ -28,7 +30,7 @@ class Pass(NamedTuple, Generic[Output]):
     """What one forward pass brought."""
 
     outputs: list[Output]
-    """Encoder: the vector of each row, or nothing for sources. Decoder: the token of each row that chose one."""
+    """Of each row that is read whole its answer, None for sources; or the token of each row that chose one."""
     tokens: int
     """Tokens of the batch as stored, padding included."""
     copies: int
@@ -38,21 +40,36 @@ class Pass(NamedTuple, Generic[Output]):
 class Runner:
     """A model, its cache and the layout of its batches. Returns when results are on the host."""
 
-    def __init__(self, model: Model, cache: KVCache | None, *, padded: bool) -> None:
-        self._model, self._cache, self._padded = model, cache, padded
+    def __init__(self, model: Model, cache: KVCache | None, *, max_rows: int, padded: bool) -> None:
+        """`max_rows`: for so many the logits of a vocabulary fit into memory at once."""
+        self._model, self._cache, self._max_rows, self._padded = model, cache, max_rows, padded
         self._page_size = cache.page_size if cache else 1
 
     @torch.inference_mode()
-    def encode(self, rows: Sequence[Row]) -> Pass[bytes]:
-        """Embeds sequences, or writes the cross-attention pages of sources."""
-        work = encoder_work(rows, page_size=self._page_size, padded=self._padded, device=self._model.device)
-        hidden = self._model.encode(work.batch)
+    def encode(self, rows: Sequence[Row]) -> Pass[Answer | None]:
+        """Reads whole sequences: writes the cross-attention pages of sources, answers the others.
+
+        The rows are sorted by `likeness`, which has those without an answer first.
+        """
+        model = self._model
+        work = encoder_work(
+            rows, head=model.spec.head, page_size=self._page_size, padded=self._padded, device=model.device
+        )
+        read = model.read if model.family == "decoder" else model.encode
+        hidden = read(work.source.batch)
         if work.cross_slots is not None and self._cache is not None:
-            self._model.write_cross(hidden, work.cross_slots, self._cache)
-            vectors: list[bytes] = []
-        else:
-            vectors = [row.tobytes() for row in _pool(hidden, work).cpu().numpy()]
-        return Pass(vectors, work.batch.rows.tokens, work.copies)
+            model.write_cross(hidden, work.cross_slots, self._cache)
+        reduced = self._reduce(work.source, hidden)
+        if work.target:
+            hidden = model.read(work.target.batch, Source(hidden, work.target_source))
+            reduced += self._reduce(work.target, hidden)
+        arrays = iter(download([tensor for _, tensors in reduced for tensor in tensors]))
+        answers = [answer for part, tensors in reduced for answer in part.answers([next(arrays) for _ in tensors])]
+        return Pass([None] * (len(rows) - len(answers)) + answers, work.tokens, work.copies)
+
+    def _reduce(self, whole: Whole, hidden: Tensor) -> list[tuple[Part, list[Tensor]]]:
+        rows = whole.batch.rows
+        return [(part, part.reduce(self._model, hidden, rows, fields, self._max_rows)) for part, fields in whole.parts]
 
     @torch.inference_mode()
     def decode(self, chunks: Sequence[Chunk]) -> Pass[int]:
@@ -74,19 +91,3 @@ class Runner:
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)  # what a kernel did wrong shows here
             torch.cuda.empty_cache()
-
-
-def _pool(hidden: Tensor, work: EncoderWork) -> Tensor:
-    """float32 [rows, hidden]"""
-    rows = work.batch.rows
-    vectors = [
-        pooling(
-            hidden,
-            rows.start[pool.first : pool.last],
-            rows.length[pool.first : pool.last],
-            kind=pool.kind.pooling,
-            normalize=pool.kind.normalize,
-        )
-        for pool in work.pools
-    ]
-    return torch.cat(vectors)

@@ -1,9 +1,9 @@
-"""Decides what runs next: encoder rows, chunks of prompts and decoding rows, from one queue by one policy.
+"""Decides what runs next: rows read whole, chunks of prompts and decoding rows, from one queue by one policy.
 
 1. Every running sequence goes on, oldest first: those that decode by one token, then those that still read their prompt
    by as many tokens as the batch has room for.
-2. What waits is admitted, oldest first, as long as there are rows and pages. Sources for the encoder are taken by
-   length around the oldest one, so that little of the batch is padding and none starves.
+2. What waits is admitted, oldest first, as long as there are rows and pages. What is read whole, in a batch of its own,
+   is taken by length around the oldest one, so that little of the batch is padding and none starves.
 3. When a sequence needs a page and none is free, the youngest one gives up its pages and waits to be recomputed. The
    oldest can always take every page there is, so that it ends.
 """
@@ -123,35 +123,50 @@ class Scheduler:
                 _read(sequence, plan, budget)
 
     def _admit(self, plan: Plan, budget: Budget) -> None:
+        lookahead = LOOKAHEAD * self._max_rows
         if len(self.running) == self._max_rows:
-            return
-        ready = list(islice(filter(self._is_ready, self.waiting), LOOKAHEAD * self._max_rows))
+            ready = [sequence for sequence in self.waiting[:lookahead] if sequence.request.reading is not None]
+        else:
+            ready = list(islice(filter(self._is_ready, self.waiting), lookahead))
         # Readiness is looked at again: starting one sample of a request makes the others wait for what it reads.
+        blocked = False
         for sequence in ready:
             if sequence.request.must_encode or not self._is_ready(sequence):
                 continue
             if not budget.room or not self._start(sequence):
-                return
+                blocked = True
+                break
             _read(sequence, plan, budget)
         encoder_budget = self._budget()
         for sequence in _by_length(s for s in ready if s.request.must_encode):
-            if not self._is_ready(sequence):
-                continue
-            length = len(sequence.request.source)
-            if length > encoder_budget.room or not self._start(sequence):
+            length = sequence.request.longest
+            if length > encoder_budget.room:
                 return
+            # What is only read needs neither pages nor a row for longer than this step, and so overtakes.
+            if sequence.request.reading is None and (blocked or not self._is_ready(sequence)):
+                continue
+            if not self._start(sequence):
+                blocked = True
+                continue
             encoder_budget.take(length)
             plan.encode.append(sequence)
 
     def _start(self, sequence: Sequence) -> bool:
         """Gives a waiting sequence a row and the pages of all its tokens, if there are as many."""
+        if sequence.request.reading is None and not self._take_pages(sequence):
+            return False
+        _discard(self.waiting, sequence)
+        insort(self.running, sequence, key=_order)
+        sequence.state = "running"
+        return True
+
+    def _take_pages(self, sequence: Sequence) -> bool:
         request = sequence.request
         shared = self._shared_pages(sequence) or []
         own = self._pages(len(sequence.tokens)) - len(shared)
-        cross = self._pages(len(request.source)) if sequence.tokens and request.must_encode else 0
+        cross = self._pages(len(request.source)) if request.must_encode else 0
         # Each running sequence may need one more page soon: admitting must not lead to preempting.
-        short = own + cross > 0 and self._pool.free < own + cross + len(self.running)
-        if short or len(self.running) == self._max_rows:
+        if self._pool.free < own + cross + len(self.running) or len(self.running) >= self._max_rows:
             return False
         self._pool.share(shared)
         sequence.pages = shared + self._pool.take(own)
@@ -159,9 +174,6 @@ class Scheduler:
         sequence.read = max(sequence.read, sequence.computed)
         if cross:
             request.cross_pages = self._pool.take(cross)
-        _discard(self.waiting, sequence)
-        insort(self.running, sequence, key=_order)
-        sequence.state = "running"
         return True
 
     def _is_ready(self, sequence: Sequence) -> bool:
@@ -219,8 +231,8 @@ def _by_length(sources: Iterable[Sequence]) -> Iterable[Sequence]:
     ordered = list(sources)
     if not ordered:
         return ordered
-    length = len(ordered[0].request.source)
-    return sorted(ordered, key=lambda sequence: abs(len(sequence.request.source) - length))
+    length = ordered[0].request.longest
+    return sorted(ordered, key=lambda sequence: abs(sequence.request.longest - length))
 
 
 def _read(sequence: Sequence, plan: Plan, budget: Budget) -> None:

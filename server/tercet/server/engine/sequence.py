@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
-from tercet.server.wire import Sampling
+from tercet.server.wire import Embed, FillMask, Sampling, Score
 
 if TYPE_CHECKING:
-    from tercet.server.wire import Embed, Family, FinishReason, Generate, Pooling
+    from tercet.server.engine.reading import Reading
+    from tercet.server.wire import Family, FinishReason, Generate
 
 NO_SAMPLING = Sampling(max_new_tokens=0)
-
-
-class PoolingKind(NamedTuple):
-    """How hidden states become one vector."""
-
-    pooling: Pooling
-    normalize: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -30,16 +24,18 @@ class Request:
     """Counts up; a smaller number is older."""
     deadline: float | None
     source: list[int]
-    """What the encoder reads; empty for decoders."""
+    """What is read whole: of seq2seq models what the encoder reads; empty for generations of decoders."""
     prompt: list[int]
-    """What the decoder starts from; empty for embeddings."""
+    """What the decoder starts from; empty for readings."""
     limit: int
     """Tokens of a sequence, prompt included, at which it is cut off."""
     sampling: Sampling = NO_SAMPLING
     eos_ids: frozenset[int] = frozenset()
     stop_ids: frozenset[int] = frozenset()
-    pooling: PoolingKind | None = None
-    """Of an embedding; None for generations."""
+    reading: Reading | None = None
+    """What is asked of a sequence that is only read; None for generations."""
+    target: list[int] = field(default_factory=list[int])
+    """What a seq2seq decoder reads whole against the source."""
     type_ids: list[int] | None = None
 
     sequences: list[Sequence] = field(default_factory=list["Sequence"])
@@ -53,13 +49,18 @@ class Request:
 
     @property
     def must_encode(self) -> bool:
-        """Whether the encoder comes next."""
+        """Whether what is read whole comes next."""
         return bool(self.source) and not self.encoded
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the source or the target, whichever is longer: the room a row that is read whole takes."""
+        return max(len(self.source), len(self.target))
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One row of work: an embedding, or one sample of a generation."""
+    """One row of work: a text to read, or one sample of a generation."""
 
     request: Request
     sample: int
@@ -111,8 +112,8 @@ class Sequence:
         return "length" if len(self.tokens) >= self.request.limit else None
 
 
-def embedding_request(message: Embed, arrival: int) -> Request:
-    """A request of one sequence that the encoder alone reads."""
+def reading_request(message: Reading, arrival: int) -> Request:
+    """A request of one sequence that is read whole, and done."""
     request = Request(
         id=message.id,
         arrival=arrival,
@@ -120,8 +121,9 @@ def embedding_request(message: Embed, arrival: int) -> Request:
         source=message.token_ids,
         prompt=[],
         limit=0,
-        pooling=PoolingKind(message.pooling, message.normalize),
-        type_ids=message.type_ids,
+        reading=message,
+        target=[] if isinstance(message, Embed | FillMask) else message.decoder_ids,
+        type_ids=None if isinstance(message, Score) else message.type_ids,
     )
     request.sequences.append(Sequence(request, 0, []))
     return request

@@ -1,0 +1,232 @@
+"""What becomes of sequences that are read whole: vectors, the outputs of a head, or how likely tokens are.
+
+Neighbouring rows of a batch that are answered alike are a *part*. It is reduced on the device in one go; what is
+vocabulary-wide is computed for as many places at once as memory was counted for.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate, chain, groupby
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from tercet.kernels import pooling
+from tercet.server.engine.likelihood import likelihood, token_logprobs
+from tercet.server.wire import Candidates, Embed, Embedding, FillMask, Predict, Prediction, Score, Scored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from tercet.server.models import Model, Rows
+    from tercet.server.models.spec import HeadSpec
+
+    Arrays = Sequence[NDArray[Any]]
+
+Reading = Embed | Predict | FillMask | Score
+Answer = Embedding | Prediction | Candidates | Scored
+
+
+def likeness(reading: Reading | None) -> tuple[bool, str, str, bool, int]:
+    """A sort key: rows of equal likeness are one part, and those whose target is read too come last."""
+    match reading:
+        case None:
+            return False, "", "", False, 0
+        case Embed():
+            return False, "vectors", reading.pooling, reading.normalize, reading.dimensions or 0
+        case Predict():
+            return bool(reading.decoder_ids), "outputs", "", False, 0
+        case FillMask():
+            return False, "likelihoods", "", False, 0
+        case Score():
+            return bool(reading.decoder_ids), "likelihoods", "", False, 0
+
+
+class Place(NamedTuple):
+    """Where the rows of a part lie in their batch, as the host knows it."""
+
+    rows: slice
+    start: list[int]
+    """Of each row in the batch's storage."""
+    length: list[int]
+
+    @property
+    def tokens(self) -> Iterable[int]:
+        """The places of all tokens, row by row."""
+        return chain.from_iterable(map(range, self.start, map(int.__add__, self.start, self.length)))
+
+
+class Part(Protocol):
+    """Neighbouring rows of one batch that are answered alike."""
+
+    def fields(self) -> dict[str, Iterable[int]]:
+        """What of it belongs into the batch's buffer, as int32."""
+        ...
+
+    def reduce(self, model: Model, hidden: Tensor, rows: Rows, fields: dict[str, Tensor], at_once: int) -> list[Tensor]:
+        """Makes of final hidden states [T, hidden] what the host gets; of the vocabulary, `at_once` rows at a time."""
+        ...
+
+    def answers(self, arrays: Arrays) -> Iterable[Answer]:
+        """One for each row, in order, of what `reduce` made."""
+        ...
+
+
+def parts_of(
+    readings: Sequence[Reading | None], start: list[int], length: list[int], head: HeadSpec | None
+) -> list[Part]:
+    """The parts of a batch whose rows are sorted by `likeness`; rows that are None are in none."""
+    parts: list[Part] = []
+    first = 0
+    for _, group in groupby(readings, likeness):
+        alike = list(group)
+        rows = slice(first, first + len(alike))
+        place = Place(rows, start[rows], length[rows])
+        first = rows.stop
+        if embeds := [reading for reading in alike if isinstance(reading, Embed)]:
+            parts.append(Vectors(embeds, place))
+        elif head and (predictions := [reading for reading in alike if isinstance(reading, Predict)]):
+            parts.append(Outputs(predictions, place, head))
+        elif questions := [reading for reading in alike if isinstance(reading, FillMask | Score)]:
+            parts.append(Likelihoods(questions, place))
+    return parts
+
+
+class Vectors:
+    """Rows to embed with one pooling."""
+
+    def __init__(self, embeds: list[Embed], place: Place) -> None:
+        self._embeds, self._place = embeds, place
+        self._each = embeds[0].pooling == "none"  # a vector for each token
+
+    def fields(self) -> dict[str, Iterable[int]]:
+        return {"tokens": self._place.tokens} if self._each else {}
+
+    def reduce(self, model: Model, hidden: Tensor, rows: Rows, fields: dict[str, Tensor], at_once: int) -> list[Tensor]:
+        """float32 [vectors, size]"""
+        del at_once
+        embed, among = self._embeds[0], self._place.rows
+        if embed.pooling == "none":
+            vectors = hidden.index_select(0, fields["tokens"]).float()
+        else:
+            pooled = pooling(hidden, rows.start[among], rows.length[among], kind=embed.pooling, normalize=False)
+            vectors = pooled
+        vectors = vectors[:, : embed.dimensions]
+        return [functional.normalize(vectors, dim=-1) if embed.normalize else vectors.contiguous()]
+
+    def answers(self, arrays: Arrays) -> Iterable[Embedding]:
+        counts = self._place.length if self._each else [1] * len(self._embeds)
+        for embed, vectors in zip(self._embeds, _split(arrays[0], counts), strict=True):
+            yield Embedding(id=embed.id, data=vectors.tobytes())
+
+
+class Outputs:
+    """Rows for a head that classifies, tags or answers."""
+
+    def __init__(self, predictions: list[Predict], place: Place, head: HeadSpec) -> None:
+        self._predictions, self._place = predictions, place
+        self._reads = head.reads
+
+    def fields(self) -> dict[str, Iterable[int]]:
+        start, length = self._place.start, self._place.length
+        if self._reads == "mean":
+            return {}
+        if self._reads == "all":
+            return {"tokens": self._place.tokens}
+        if self._reads == "first":
+            return {"tokens": start}
+        given = (predict.last for predict in self._predictions)
+        lasts = (n - 1 if last is None else last for last, n in zip(given, length, strict=True))
+        return {"tokens": map(int.__add__, start, lasts)}
+
+    def reduce(self, model: Model, hidden: Tensor, rows: Rows, fields: dict[str, Tensor], at_once: int) -> list[Tensor]:
+        """float32 [rows, labels] or [tokens, labels]"""
+        del at_once
+        if self._reads == "mean":
+            among = self._place.rows
+            read = pooling(hidden, rows.start[among], rows.length[among], kind="mean", normalize=False).to(hidden.dtype)
+        else:
+            read = hidden.index_select(0, fields["tokens"])
+        return [model.logits(read)]
+
+    def answers(self, arrays: Arrays) -> Iterable[Prediction]:
+        counts = self._place.length if self._reads == "all" else [1] * len(self._predictions)
+        for predict, outputs in zip(self._predictions, _split(arrays[0], counts), strict=True):
+            yield Prediction(id=predict.id, data=outputs.tobytes())
+
+
+class Likelihoods:
+    """Rows of which is asked how likely tokens are, those there (scores) or those that could be (masks)."""
+
+    def __init__(self, questions: list[FillMask | Score], place: Place) -> None:
+        self._questions = questions
+        self._where: list[int] = []
+        """The places whose hidden states say it."""
+        self._given: list[list[int]] = []
+        """Tokens asked for at each of them."""
+        self._counts: list[int] = []
+        """How many of the likeliest are reported."""
+        for question, start in zip(questions, place.start, strict=True):
+            if isinstance(question, FillMask):
+                where = [start + position for position in question.positions]
+                self._given += [question.targets] * len(where)
+                count = 0 if question.targets else question.top_k
+            else:
+                tokens = question.decoder_ids or question.token_ids
+                where = range(start + question.first - 1, start + len(tokens) - 1)
+                self._given += [[token] for token in tokens[question.first :]]
+                count = question.top_logprobs
+            self._where += where
+            self._counts += [count] * len(where)
+        self._ends = list(accumulate(map(len, self._given), initial=0))
+
+    def fields(self) -> dict[str, Iterable[int]]:
+        rows = chain.from_iterable([row] * len(given) for row, given in enumerate(self._given))
+        return {"tokens": self._where, "given_rows": rows, "given_ids": chain.from_iterable(self._given)}
+
+    def reduce(self, model: Model, hidden: Tensor, rows: Rows, fields: dict[str, Tensor], at_once: int) -> list[Tensor]:
+        """float32 [given], float32 and int32 [places, most of the likeliest]"""
+        del rows
+        pieces = []
+        for first in range(0, len(self._where), at_once):
+            last = min(first + at_once, len(self._where))
+            given = slice(self._ends[first], self._ends[last])
+            logits = model.logits(hidden.index_select(0, fields["tokens"][first:last]))
+            given_rows = fields["given_rows"][given] - first
+            pieces.append(likelihood(logits, given_rows, fields["given_ids"][given], top=max(self._counts)))
+        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+
+    def answers(self, arrays: Arrays) -> Iterable[Candidates | Scored]:
+        given, top, top_ids = arrays
+        last = 0
+        for question in self._questions:
+            first, last = last, last + _places(question)
+            asked = given[self._ends[first] : self._ends[last]]
+            likeliest, ids = top[first:last], top_ids[first:last]
+            if isinstance(question, Score):
+                likely = token_logprobs(asked, likeliest, ids, question.top_logprobs)
+                yield Scored(id=question.id, logprobs=likely)
+                continue
+            if question.targets:
+                likeliest = asked.reshape(-1, len(question.targets))
+                order = np.argsort(-likeliest, kind="stable")
+                likeliest, ids = np.take_along_axis(likeliest, order, 1), np.array(question.targets)[order]
+            count = question.top_k
+            yield Candidates(id=question.id, token_ids=ids[:, :count].tolist(), logprobs=likeliest[:, :count].tolist())
+
+
+def _places(question: FillMask | Score) -> int:
+    """At how many places tokens are asked for."""
+    if isinstance(question, FillMask):
+        return len(question.positions)
+    return len(question.decoder_ids or question.token_ids) - question.first
+
+
+def _split(rows: NDArray[Any], counts: Sequence[int]) -> Iterable[NDArray[Any]]:
+    """Cuts rows [sum(counts), ...] into pieces of so many."""
+    return np.split(rows, list(accumulate(counts[:-1])))

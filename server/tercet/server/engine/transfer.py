@@ -1,0 +1,59 @@
+"""Between host and device: one buffer a batch, moved once, and one copy back."""
+
+from __future__ import annotations
+
+from array import array
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+_DTYPES = {"i": torch.int32, "f": torch.float32, "Q": torch.int64}  # array type codes; Q is moved as its bit pattern
+_NUMPY = {torch.int32: np.int32, torch.int64: np.int64, torch.float32: np.float32}
+_ALIGNMENT = 16  # bytes, what Triton loads at once
+
+
+class PackedBuffer:
+    """Arrays of one batch behind one another in host memory."""
+
+    def __init__(self) -> None:
+        self.copies = 0
+        """Moves to the device, for the statistics."""
+        self._bytes = bytearray()
+        self._fields: dict[str, tuple[int, int, torch.dtype]] = {}
+
+    def put(self, name: str, values: Iterable[int] | Iterable[float], code: Literal["i", "f", "Q"] = "i") -> None:
+        """Appends a field: int32, float32 or unsigned 64-bit values."""
+        data = array(code, values)
+        self._bytes += bytes(-len(self._bytes) % _ALIGNMENT)
+        self._fields[name] = len(self._bytes), len(data) * data.itemsize, _DTYPES[code]
+        self._bytes += data.tobytes()
+
+    def upload(self, device: torch.device) -> dict[str, Tensor]:
+        """Moves everything at once; each field is a view of what arrived."""
+        host = torch.frombuffer(self._bytes, dtype=torch.uint8)
+        if device.type == "cuda":
+            host = host.pin_memory()
+        buffer = host.to(device, non_blocking=True)
+        self.copies += 1
+        return {name: buffer[start : start + size].view(dtype) for name, (start, size, dtype) in self._fields.items()}
+
+
+def download(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
+    """Copies tensors of one device to the host, all at once; each comes back in its own shape and type."""
+    if len(tensors) == 1:
+        return [tensors[0].cpu().numpy()]
+    parts = [tensor.reshape(-1).view(torch.uint8) for tensor in tensors]
+    data = torch.cat(parts).cpu().numpy() if parts else np.empty(0, np.uint8)
+    starts = accumulate((len(part) for part in parts), initial=0)
+    return [
+        data[start : start + len(part)].view(_NUMPY[tensor.dtype]).reshape(tensor.shape)
+        for start, part, tensor in zip(starts, parts, tensors, strict=False)
+    ]
