@@ -108,7 +108,7 @@ def spec(config: Config, stored: Collection[str], **others: Any) -> TransformerS
     return TransformerSpec(
         family="decoder",
         vocab_size=config["vocab_size"],
-        max_length=config["max_length"],
+        max_length=rotary.reach(config, positions),
         default_length=config["max_length"],
         decoder=decoder,
     )

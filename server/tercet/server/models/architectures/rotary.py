@@ -65,6 +65,12 @@ def rotary(config: Config, head_dim: int) -> RotarySpec:
     )
 
 
+def reach(config: Config, positions: RotarySpec) -> int:
+    """How long sequences may be: as the config says, or as much longer than the original ones as yarn makes them."""
+    scaled = int(positions.factor * positions.original_max_length) if positions.scaling == "yarn" else 0
+    return max(config["max_length"], scaled)
+
+
 def _attention_factor(config: Config, factor: float) -> float:
     """What yarn multiplies cosines and sines by unless told: 0.1 ln(factor) + 1 (Peng et al., YaRN, 2023, eq. 22).
 

@@ -105,7 +105,7 @@ class Config:
         """
         self.file = file
         self._values: dict[str, Any] = dict(implied or {})
-        self._keys: dict[str, str] = {}
+        self._given: dict[str, tuple[str, Any]] = {}  # by name: the key and its value in the file
         self._read(table, content, "")
         self._fill_in(table, "")
 
@@ -126,7 +126,7 @@ class Config:
             except (ValueError, TypeError, KeyError, OverflowError) as error:
                 raise CheckpointError(f"{self.file}: {path} is {shorten(value)}, it must be {rule.allowed}") from error
             self._values[rule.name] = accepted
-            self._keys[rule.name] = path
+            self._given[rule.name] = path, value
 
     def _fill_in(self, table: Table, prefix: str) -> None:
         for key, rule in table.items():
@@ -147,14 +147,14 @@ class Config:
 
     def refuse(self, name: str, reason: str) -> CheckpointError:
         """The error for a value that doesn't go with the others."""
-        return CheckpointError(
-            f"{self.file}: {self._keys.get(name, name)} is {shorten(self._values.get(name))}, {reason}"
-        )
+        key, value = self._given.get(name, (name, self._values.get(name)))
+        return CheckpointError(f"{self.file}: {key} is {shorten(value)}, {reason}")
 
     def quotient(self, name: str, divisor: str) -> int:
         """One value divided by another, which must leave no remainder."""
         if self[name] % self[divisor]:
-            raise self.refuse(divisor, f"it must divide {self._keys.get(name, name)} = {self[name]}")
+            dividend, _ = self._given.get(name, (name, None))
+            raise self.refuse(divisor, f"it must divide {dividend} = {self[name]}")
         return self[name] // self[divisor]
 
 
