@@ -1,4 +1,4 @@
-"""GGUF files of every decoder that has tables for them: llama.cpp's names, by its own package, read as transformers does."""
+"""GGUF files of every decoder that has tables for them, named by llama.cpp's own package, read as transformers does."""
 
 from __future__ import annotations
 
@@ -66,8 +66,9 @@ def metadata(config: Any) -> dict[str, int | float]:
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "rope.freq_base": config.rope_parameters["rope_theta"],
     }
-    own_size = {"attention.key_length": head_dim, "attention.value_length": head_dim}
-    return keys | (own_size if config.model_type == "qwen3" else {"rope.dimension_count": head_dim})
+    if config.model_type != "qwen2":
+        keys |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
+    return keys | ({} if config.model_type == "qwen3" else {"rope.dimension_count": head_dim})
 
 
 def arrange(name: str, value: np.ndarray[Any, Any], config: PretrainedConfig) -> np.ndarray[Any, Any]:

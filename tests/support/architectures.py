@@ -5,38 +5,8 @@ A row stands for all heads its architecture has. More than one row an architectu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-import transformers
-
-from tercet.server.models.architectures import ARCHITECTURES
-
-VOCAB_SIZE = 331  # odd on purpose
-LABELS = 5
-
-
-@dataclass(frozen=True)
-class Row:
-    """A config of one architecture, saved with each of the heads."""
-
-    architecture: str
-    config: dict[str, Any]
-    heads: tuple[str, ...] = ()
-    """Classes of transformers; none are all of the architecture's but those of a seq2seq model's encoder alone."""
-
-    @property
-    def classes(self) -> list[str]:
-        """The classes that are tested; those that transformers has dropped are other names of ones it has."""
-        heads = ARCHITECTURES[self.architecture].heads
-        chosen = self.heads or [name for name, head in heads.items() if not head.encoder_only]
-        return [name for name in chosen if hasattr(transformers, name)]
-
-
-def cases(rows: dict[str, Row]) -> list[tuple[str, str]]:
-    """(row, head) of every head of every row."""
-    return [(name, head) for name, row in rows.items() for head in row.classes]
-
+from support.decoder_rows import DECODERS
+from support.row import LABELS, VOCAB_SIZE, Row, cases
 
 # [CLS] 0, [SEP] 1, [PAD] 2: the padding token's id is not 0, and RoBERTa's positions begin at row 3.
 BERT = {
@@ -110,39 +80,6 @@ ENCODERS |= {
         ("ModernBertForMaskedLM", "ModernBertForSequenceClassification"),
     ),
 }
-LLAMA = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "intermediate_size": 72,
-    "max_position_embeddings": 256,
-    "attention_bias": True,
-    "mlp_bias": True,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
-CAUSAL = ("LlamaForCausalLM",)
-DECODERS = {
-    "llama": Row("llama", LLAMA),
-    "llama-tied": Row(
-        "llama", {**LLAMA, "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False}, CAUSAL
-    ),
-    "llama-linear": Row("llama", {**LLAMA, "rope_parameters": LINEAR}, CAUSAL),
-    "llama-llama3": Row("llama", {**LLAMA, "rope_parameters": LLAMA3}, CAUSAL),
-}
 T5 = {
     "vocab_size": VOCAB_SIZE,
     "d_model": 40,
@@ -165,3 +102,5 @@ SEQ2SEQ = {
     ),
 }
 ROWS = {**ENCODERS, **DECODERS, **SEQ2SEQ}
+
+__all__ = ["DECODERS", "ENCODERS", "LABELS", "ROWS", "SEQ2SEQ", "VOCAB_SIZE", "Row", "cases"]

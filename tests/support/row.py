@@ -1,0 +1,35 @@
+"""What a row of the tables of architectures is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+
+from tercet.server.models.architectures import ARCHITECTURES
+
+VOCAB_SIZE = 331  # odd on purpose
+LABELS = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """A config of one architecture, saved with each of the heads."""
+
+    architecture: str
+    config: dict[str, Any]
+    heads: tuple[str, ...] = ()
+    """Classes of transformers; none are all of the architecture's but those of a seq2seq model's encoder alone."""
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes that are tested; those that transformers has dropped are other names of ones it has."""
+        heads = ARCHITECTURES[self.architecture].heads
+        chosen = self.heads or [name for name, head in heads.items() if not head.encoder_only]
+        return [name for name in chosen if hasattr(transformers, name)]
+
+
+def cases(rows: dict[str, Row]) -> list[tuple[str, str]]:
+    """(row, head) of every head of every row."""
+    return [(name, head) for name, row in rows.items() for head in row.classes]
