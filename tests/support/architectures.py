@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from support.decoder_rows import DECODERS
 from support.row import LABELS, VOCAB_SIZE, Row, cases
+from support.seq2seq_rows import ENCODER_STACKS, SEQ2SEQ
 
 # [CLS] 0, [SEP] 1, [PAD] 2: the padding token's id is not 0, and RoBERTa's positions begin at row 3.
 BERT = {
@@ -80,27 +81,7 @@ ENCODERS |= {
         ("ModernBertForMaskedLM", "ModernBertForSequenceClassification"),
     ),
 }
-T5 = {
-    "vocab_size": VOCAB_SIZE,
-    "d_model": 40,
-    "d_kv": 16,
-    "d_ff": 72,
-    "num_layers": 3,
-    "num_decoder_layers": 2,
-    "num_heads": 3,
-    "relative_attention_num_buckets": 10,
-    "relative_attention_max_distance": 20,
-    "feed_forward_proj": "gated-gelu",
-    "decoder_start_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-}
-SEQ2SEQ = {
-    "t5": Row("t5", T5),
-    "t5-relu": Row(
-        "t5", {**T5, "feed_forward_proj": "relu", "tie_word_embeddings": False}, ("T5ForConditionalGeneration",)
-    ),
-}
+ENCODERS |= ENCODER_STACKS
 ROWS = {**ENCODERS, **DECODERS, **SEQ2SEQ}
 
 __all__ = ["DECODERS", "ENCODERS", "LABELS", "ROWS", "SEQ2SEQ", "VOCAB_SIZE", "Row", "cases"]
