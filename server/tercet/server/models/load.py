@@ -10,7 +10,9 @@ import torch
 from tercet.server.models.architectures import ARCHITECTURES
 from tercet.server.models.checkpoint import open_checkpoint
 from tercet.server.models.checkpoint.config import Config, shorten
-from tercet.server.models.checkpoint.weights import find, load_weights, plan
+from tercet.server.models.checkpoint.lora import Adapter, Merged
+from tercet.server.models.checkpoint.weights import Names, load_weights, plan
+from tercet.server.models.dense import load_projection
 from tercet.server.models.errors import CheckpointError
 from tercet.server.models.layers import Prepared
 from tercet.server.models.model import Model
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from tercet.server.models.architectures import Architecture, Head
     from tercet.server.models.checkpoint.source import Checkpoint, StoredTensor
-    from tercet.server.models.checkpoint.weights import Progress, WeightTable
+    from tercet.server.models.checkpoint.weights import Progress
     from tercet.server.models.spec import TransformerSpec
 
 DTYPES = {
@@ -38,6 +40,8 @@ def load_model(
     device: torch.device,
     dtype: str = "auto",
     max_length: int | None = None,
+    adapter: Path | None = None,
+    allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> Model:
     """Loads a Hugging Face folder or a .gguf file.
@@ -48,27 +52,33 @@ def load_model(
         dtype: "auto", "float32", "tf32", "bfloat16" or "float16"; auto is bfloat16 on GPUs that have it, else float32.
         max_length: tokens of a sequence; None is the checkpoint's own limit. T5 has none: there it is `n_positions` of
             the config, else 512, and any other length may be asked for.
+        adapter: the folder of a PEFT LoRA adapter to merge into the weights.
+        allow_pickle: whether weights are read from pytorch_model.bin where there are no safetensors.
         progress: called with the bytes read so far and in all.
 
     Raises:
         CheckpointError: one line that names the file and the tensor or key.
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, allow_pickle=allow_pickle)
+    lora = Adapter(adapter, allow_pickle=allow_pickle) if adapter else None
     architecture = _architecture(checkpoint)
-    head = _head(checkpoint, architecture)
     compute = _dtype(dtype, device, architecture, checkpoint)
-    config, weights = _tables(checkpoint, architecture, head)
-    prefix = architecture.prefix if head.prefix is None else head.prefix
-    spec = _spec(checkpoint, architecture, head, config, weights, prefix)
+    config = _config(checkpoint, architecture)
+    head = _head(checkpoint, architecture, config, lora)
+    names = _names(checkpoint, architecture, config, head)
+    if lora:
+        checkpoint, names = _merge(checkpoint, lora, architecture, names)
+    spec = _spec(checkpoint, architecture, head, config, names)
     length = _length(max_length, spec, checkpoint)
     transformer = Transformer(spec, length)
-    transfers = plan(transformer, checkpoint, weights, prefix)
+    transfers = plan(transformer, checkpoint, names)
     head_dim = next(iter(spec.stacks.values())).head_dim
     load_weights(transformer, transfers, checkpoint, head_dim=head_dim, device=device, dtype=compute, progress=progress)
     for module in transformer.modules():
         if isinstance(module, Prepared):
             module.prepare(device)
-    return Model(architecture.name, spec, transformer, device=device, dtype=compute, max_length=length)
+    projection = load_projection(source, spec.embedding_size, device=device, allow_pickle=allow_pickle)
+    return Model(architecture.name, spec, transformer, projection, device=device, dtype=compute, max_length=length)
 
 
 def _architecture(checkpoint: Checkpoint) -> Architecture:
@@ -90,54 +100,76 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
     return architecture
 
 
-def _head(checkpoint: Checkpoint, architecture: Architecture) -> Head:
-    """The head of the class a checkpoint names."""
+def _config(checkpoint: Checkpoint, architecture: Architecture) -> Config:
+    """The checked config."""
+    if checkpoint.format == "gguf" and architecture.gguf:
+        tables = architecture.gguf
+        return Config(checkpoint.config_file, tables.config, checkpoint.config, tables.implied)
+    return Config(checkpoint.config_file, architecture.config, checkpoint.config)
+
+
+def _head(checkpoint: Checkpoint, architecture: Architecture, config: Config, lora: Adapter | None) -> Head:
+    """The head of the class that a checkpoint names; where an adapter was trained with one of another task, that."""
     classes = checkpoint.config.get("architectures") or list(architecture.heads)[:1]
     if not isinstance(classes, list) or not set(map(str, classes)) <= set(architecture.heads):
         raise CheckpointError(
             f"{checkpoint.config_file}: architectures is {shorten(classes)}, "
             f"it must be {' or '.join(architecture.heads)}"
         )
-    return architecture.heads[classes[0]]
+    named = architecture.heads[classes[0]]
+    if lora is None or lora.task is None:
+        return named
+    heads = [
+        head for head in (named, *architecture.heads.values()) if head.spec and head.spec(config).task == lora.task
+    ]
+    if not heads:
+        raise lora.config.refuse("task", f"{architecture.name} has no head for that")
+    return heads[0]
 
 
-def _tables(checkpoint: Checkpoint, architecture: Architecture, head: Head) -> tuple[Config, WeightTable]:
-    """The checked config, and the names of the tensors."""
+def _names(checkpoint: Checkpoint, architecture: Architecture, config: Config, head: Head) -> Names:
+    """What the tensors are called."""
     if checkpoint.format == "gguf" and architecture.gguf:
-        tables = architecture.gguf
-        return Config(checkpoint.config_file, tables.config, checkpoint.config, tables.implied), tables.weights
-    config = Config(checkpoint.config_file, architecture.config, checkpoint.config)
+        return Names(architecture.gguf.weights)
     weights = architecture.weights(config) if callable(architecture.weights) else architecture.weights
-    return config, {**weights, **head.weights}
+    return Names({**weights, **head.weights}, architecture.prefix if head.prefix is None else head.prefix)
+
+
+def _merge(checkpoint: Checkpoint, lora: Adapter, architecture: Architecture, names: Names) -> tuple[Checkpoint, Names]:
+    """The checkpoint with the adapter in it, which may have another head than the file: then that's is unused."""
+    if checkpoint.format == "gguf":
+        raise CheckpointError(f"{lora.file}: adapters are merged into Hugging Face folders, not into GGUF files")
+    others = {name: None for head in architecture.heads.values() for name in head.weights}
+    names = replace(names, table={**others, **names.table})
+    return Merged(checkpoint, lora, names), names
 
 
 def _spec(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    head: Head,
-    config: Config,
-    weights: WeightTable,
-    prefix: str,
+    checkpoint: Checkpoint, architecture: Architecture, head: Head, config: Config, names: Names
 ) -> TransformerSpec:
     """The spec of a checkpoint's transformer with its head."""
-    found = ((tensor, find(name, weights, prefix)) for name, tensor in checkpoint.tensors.items())
-    stored = {place[0].parameter: tensor for tensor, place in found if place and place[0]}
+    stored: dict[str, StoredTensor] = {}
+    for name, tensor in checkpoint.tensors.items():
+        into, _ = names.find(name) or (None, "")
+        if into:
+            stored.setdefault(into.parameter, tensor)
     spec = architecture.spec(config, stored)
     if head.encoder_only:
         spec = replace(spec, family="encoder", decoder=None, target_vocab_size=None)
     if head.spec is None:
         return spec
-    described = head.spec(config)
-    # Weights of its own that a file has count more than a config that says they are tied.
+    described, own = head.spec(config), stored.get("head.output.weight")
+    if isinstance(checkpoint, Merged) and own and described.task in ("classify", "tag"):
+        described = replace(described, outputs=own.shape[0])  # adapters don't say how many labels
     words = stored.get("target_vocabulary.weight" if spec.target_vocab_size else "vocabulary.weight")
-    own = stored.get("head.output.weight")
-    return replace(spec, head=replace(described, tied=described.tied and (not own or _equal(own, words, checkpoint))))
+    # Weights of its own that a file has count more than a config that says they are tied.
+    tied = described.tied and (own is None or words is None or _equal(own, words, checkpoint))
+    return replace(spec, head=replace(described, tied=tied))
 
 
-def _equal(tensor: StoredTensor, other: StoredTensor | None, checkpoint: Checkpoint) -> bool:
-    if other is None or (tensor.shape, tensor.dtype) != (other.shape, other.dtype) or not tensor.numeric:
-        return False
-    return torch.equal(checkpoint.read(tensor), checkpoint.read(other))
+def _equal(tensor: StoredTensor, other: StoredTensor, checkpoint: Checkpoint) -> bool:
+    alike = (tensor.shape, tensor.dtype) == (other.shape, other.dtype) and tensor.numeric
+    return alike and torch.equal(checkpoint.read(tensor), checkpoint.read(other))
 
 
 def _dtype(dtype: str, device: torch.device, architecture: Architecture, checkpoint: Checkpoint) -> torch.dtype:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tercet.server.models.batch import DecoderBatch, EncoderBatch, Source
+    from tercet.server.models.dense import Projection
     from tercet.server.models.spec import Family, TransformerSpec
     from tercet.server.models.transformer import Stack, Transformer
 
@@ -25,21 +26,23 @@ class Model:
         architecture: str,
         spec: TransformerSpec,
         transformer: Transformer,
+        projection: Projection,
         *,
         device: torch.device,
         dtype: torch.dtype,
         max_length: int,
     ) -> None:
-        """`transformer` has its weights; `max_length` is in tokens, of seq2seq models of a source or a target."""
+        """The modules have their weights; `max_length` is in tokens, of seq2seq models of a source or a target."""
         self.architecture = architecture
         self.spec = spec
         self.transformer = transformer
+        self.projection = projection
         self.device = device
         self.dtype = dtype
         self.max_length = max_length
-        self.parameters: int = sum(tensor.numel() for tensor in transformer.parameters())
-        tables = sum(tensor.nbytes for tensor in transformer.buffers())
-        self.weight_bytes: int = tables + sum(tensor.nbytes for tensor in transformer.parameters())
+        weights = [*transformer.parameters(), *projection.parameters()]
+        self.parameters: int = sum(tensor.numel() for tensor in weights)
+        self.weight_bytes: int = sum(tensor.nbytes for tensor in (*weights, *transformer.buffers()))
 
     @property
     def family(self) -> Family:
@@ -63,8 +66,8 @@ class Model:
 
     @property
     def embedding_size(self) -> int:
-        """Of the vectors that sequences are embedded as: the encoder's hidden size, where there is one."""
-        return next(iter(self.spec.stacks.values())).output_size
+        """Of the vectors that sequences are embedded as."""
+        return self.projection.width
 
     def cache_bytes_per_page(self, page_size: int) -> int:
         """Bytes of keys and values of all layers in one page of `page_size` tokens."""
@@ -107,6 +110,10 @@ class Model:
         if self.transformer.head is None:
             raise TypeError(f"{self.architecture} has no head")
         return self.transformer.head(hidden).float()
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Pooled hidden states, float32 [N, hidden], as sentence-transformers' Dense modules map them."""
+        return self.projection(vectors)
 
     @property
     def _decoder(self) -> Stack:

@@ -177,3 +177,8 @@ class TransformerSpec:
     def hidden_size(self) -> int:
         """Of the final hidden states."""
         return list(self.stacks.values())[-1].output_size
+
+    @property
+    def embedding_size(self) -> int:
+        """Of the hidden states that sequences are embedded by: the encoder's, where there is one."""
+        return next(iter(self.stacks.values())).output_size

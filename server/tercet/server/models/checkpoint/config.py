@@ -166,14 +166,26 @@ def shorten(value: object) -> str:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A file that holds one JSON object. Raises CheckpointError naming the file."""
+    content = _read(file)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: not a JSON object")
+    return cast("dict[str, Any]", content)
+
+
+def read_json_list(file: Path) -> list[Any]:
+    """A file that holds one JSON array. Raises CheckpointError naming the file."""
+    content = _read(file)
+    if not isinstance(content, list):
+        raise CheckpointError(f"{file}: not a JSON array")
+    return cast("list[Any]", content)
+
+
+def _read(file: Path) -> Any:
     try:
         if file.stat().st_size > MAX_CONFIG_BYTES:
             raise CheckpointError(f"{file}: larger than the limit of {MAX_CONFIG_BYTES} bytes")
-        content = json.loads(file.read_bytes())
+        return json.loads(file.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: not a JSON object")
-    return cast("dict[str, Any]", content)

@@ -27,8 +27,39 @@ class StoredTensor:
     """Whether it can be a weight: floating point, or quantized from it."""
 
 
-class Checkpoint(Protocol):
-    """The weights and the config of a model on disk. Opening one raises CheckpointError."""
+class TensorFile(Protocol):
+    """One file of tensors. Opening one raises CheckpointError."""
+
+    @property
+    def tensors(self) -> list[StoredTensor]:
+        """All there are, in the order of the file."""
+        ...
+
+    def read(self, tensor: StoredTensor) -> Tensor:
+        """One tensor on the CPU; it may be a view of the file."""
+        ...
+
+
+class TensorSource(Protocol):
+    """Tensors on disk, in one file or several. Opening one raises CheckpointError."""
+
+    @property
+    def weights_file(self) -> Path:
+        """The file that lists the tensors."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """All there are, by name, in the order of the files."""
+        ...
+
+    def read(self, tensor: StoredTensor) -> Tensor:
+        """One tensor on the CPU, in a floating-point dtype; it may be a view of the file."""
+        ...
+
+
+class Checkpoint(TensorSource, Protocol):
+    """The weights and the config of a model on disk."""
 
     @property
     def format(self) -> Literal["huggingface", "gguf"]:
@@ -43,18 +74,4 @@ class Checkpoint(Protocol):
     @property
     def config(self) -> Mapping[str, Any]:
         """The raw configuration."""
-        ...
-
-    @property
-    def weights_file(self) -> Path:
-        """The file that lists the tensors."""
-        ...
-
-    @property
-    def tensors(self) -> Mapping[str, StoredTensor]:
-        """All there are, by name, in the order of the files."""
-        ...
-
-    def read(self, tensor: StoredTensor) -> Tensor:
-        """One tensor on the CPU, in a floating-point dtype; it may be a view of the file."""
         ...

@@ -14,7 +14,7 @@ from tercet.server.models.errors import CheckpointError
 from tercet.server.models.layers import Linear
 
 if TYPE_CHECKING:
-    from tercet.server.models.checkpoint.source import Checkpoint, StoredTensor
+    from tercet.server.models.checkpoint.source import StoredTensor, TensorSource
 
 NUMBER = re.compile(r"0|[1-9]\d{0,5}", re.ASCII)  # of a layer
 
@@ -59,7 +59,6 @@ class Transfer:
     """The tensor that was copied there already, which this one must equal."""
 
 
-HEAD = "head."  # what the parameters of a head begin with
 # Parameters that are tied in some transformers: files may hold copies of the first of these that there is.
 TIED = {
     "head.output.weight": ("target_vocabulary.weight", "vocabulary.weight"),
@@ -67,31 +66,61 @@ TIED = {
 }
 
 
-def find(name: str, table: WeightTable, prefix: str) -> tuple[Into | None, str] | None:
-    """Where a tensor goes and its layer; (None, ...) for one known and unused, None for one the table doesn't know.
+def is_head(parameter: str) -> bool:
+    """Whether a parameter of the transformer is its head's."""
+    return parameter.startswith("head.")
 
-    The name is one of the table's, or, where it is no head's, one of them after the prefix.
-    """
-    layer = _layer(name)
-    bare = name.removeprefix(prefix)
-    for stem in dict.fromkeys((name, bare)):
-        template = stem if stem in table else stem.replace(f".{layer}.", ".{}.", 1)
-        if template in table:
-            into = table[template]
-            into = Into(into) if isinstance(into, str) else into
-            if stem == name or into is None or not into.parameter.startswith(HEAD):
-                return into, layer
-    return None
+
+@dataclass(frozen=True)
+class Names:
+    """What the tensors of a checkpoint are called."""
+
+    table: WeightTable
+    prefix: str = ""
+    """May stand before the names of all tensors but a head's, as in a model with a head."""
+
+    def find(self, name: str) -> tuple[Into | None, str] | None:
+        """Where a tensor goes and its layer; (None, ...) for one known and unused, None for an unknown one."""
+        layer = _layer(name)
+        for stem in dict.fromkeys((name, name.removeprefix(self.prefix))):
+            template = stem if stem in self.table else stem.replace(f".{layer}.", ".{}.", 1)
+            if template in self.table:
+                into = self.table[template]
+                into = Into(into) if isinstance(into, str) else into
+                if stem == name or into is None or not is_head(into.parameter):
+                    return into, layer
+        return None
+
+    def place(self, name: str) -> tuple[str, str | None] | None:
+        """The parameter of the transformer that a tensor goes to and the part of it, if any."""
+        into, layer = self.find(name) or (None, "")
+        return (into.parameter.format(layer), into.fuse) if into else None
+
+    def written_prefix(self, checkpoint: TensorSource) -> str:
+        """The prefix if the names of the base model's tensors have it, else ""; refused where some have it."""
+        written: str | None = None
+        for tensor in checkpoint.tensors.values():
+            into, _ = self.find(tensor.name) or (None, "")
+            if into is None or is_head(into.parameter):
+                continue
+            own = self.prefix if tensor.name.startswith(self.prefix) else ""
+            if written not in (None, own):
+                raise CheckpointError(
+                    f"{tensor.file}: unexpected tensor {tensor.name}: "
+                    f"some names have the prefix {self.prefix} and some don't"
+                )
+            written = own
+        return written or ""
 
 
 def load_weights(
     transformer: nn.Module,
     transfers: list[Transfer],
-    checkpoint: Checkpoint,
+    checkpoint: TensorSource,
     *,
-    head_dim: int,
     device: torch.device,
     dtype: torch.dtype,
+    head_dim: int = 1,
     progress: Progress | None = None,
 ) -> None:
     """Reads the planned tensors straight into their places; beside the model, one of them at a time is in memory.
@@ -119,21 +148,20 @@ def load_weights(
             progress(done, total)
 
 
-def plan(transformer: nn.Module, checkpoint: Checkpoint, table: WeightTable, prefix: str) -> list[Transfer]:
+def plan(transformer: nn.Module, checkpoint: TensorSource, names: Names) -> list[Transfer]:
     """Which tensor goes where, and last those that must equal others; nothing is read or allocated.
 
-    `prefix` may stand before the names of all tensors but a head's, as in a model with a head. Raises
-    CheckpointError on a missing, unexpected or misshapen tensor, or one that is stored as no weight could be, naming it
-    and its file.
+    Raises CheckpointError on a missing, unexpected or misshapen tensor, or one that is stored as no weight could be,
+    naming it and its file.
     """
     parameters = dict(transformer.named_parameters())
     places = {name: _parts(transformer, name) for name in parameters}
     chosen: dict[tuple[str, str], Transfer] = {}
     spares: list[tuple[Transfer, list[tuple[str, str]]]] = []
     copies: list[Transfer] = []
-    written = _written_prefix(checkpoint, table, prefix)
+    written = names.written_prefix(checkpoint)
     for tensor in checkpoint.tensors.values():
-        found = find(tensor.name, table, prefix)
+        found = names.find(tensor.name)
         if found is None:
             raise CheckpointError(f"{tensor.file}: unexpected tensor {tensor.name}")
         into, layer = found
@@ -163,26 +191,10 @@ def plan(transformer: nn.Module, checkpoint: Checkpoint, table: WeightTable, pre
     for parameter, parts in places.items():
         for part in parts:
             if (parameter, part) not in chosen:
-                name = _stored_name(parameter, part, table)
-                before = "" if parameter.startswith(HEAD) else written
+                name = _stored_name(parameter, part, names.table)
+                before = "" if is_head(parameter) else written
                 raise CheckpointError(f"{checkpoint.weights_file}: missing tensor {before}{name}")
     return [*dict.fromkeys(chosen.values()), *copies]
-
-
-def _written_prefix(checkpoint: Checkpoint, table: WeightTable, prefix: str) -> str:
-    """The prefix if the names of the base model's tensors have it, else ""; refused where some have it."""
-    written: str | None = None
-    for tensor in checkpoint.tensors.values():
-        into, _ = find(tensor.name, table, prefix) or (None, "")
-        if into is None or into.parameter.startswith(HEAD):
-            continue
-        own = prefix if tensor.name.startswith(prefix) else ""
-        if written not in (None, own):
-            raise CheckpointError(
-                f"{tensor.file}: unexpected tensor {tensor.name}: some names have the prefix {prefix} and some don't"
-            )
-        written = own
-    return written or ""
 
 
 def _layer(name: str) -> str:
