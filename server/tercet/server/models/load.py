@@ -140,8 +140,7 @@ def _merge(checkpoint: Checkpoint, lora: Adapter, architecture: Architecture, na
     if checkpoint.format == "gguf":
         raise CheckpointError(f"{lora.file}: adapters are merged into Hugging Face folders, not into GGUF files")
     others = {name: None for head in architecture.heads.values() for name in head.weights}
-    names = replace(names, table={**others, **names.table})
-    return Merged(checkpoint, lora, names), names
+    return Merged(checkpoint, lora, names), replace(names, table={**others, **names.table})
 
 
 def _spec(

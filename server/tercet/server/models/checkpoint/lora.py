@@ -41,7 +41,10 @@ def _by_module(name: str, value: Key) -> Key:
         if not isinstance(patterns, Mapping):
             raise TypeError
         pairs = cast("Mapping[str, Any]", patterns).items()
-        return {re.compile(rf"(.*\.)?({pattern})"): value.accept(each) for pattern, each in pairs}
+        try:
+            return {re.compile(rf"(.*\.)?({pattern})"): value.accept(each) for pattern, each in pairs}
+        except re.error as error:
+            raise ValueError from error
 
     return Key(name, f"an object of module names, and {value.allowed} for each", accept, default={})
 
