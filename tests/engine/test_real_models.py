@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from support.checkpoints import VOCAB_SIZE, tiny_bert, tiny_llama, tiny_t5
 from support.engine import engine_of, generate, run
+from support.reference import renamed
 from tercet.server.models import load_model
 from tercet.server.wire import Embed
 
@@ -45,7 +46,7 @@ def reference(family, model, ids, eos=EOS, **options):
     """What transformers generates after `ids`."""
     output = model.generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=NEW_TOKENS,
-        do_sample=False, eos_token_id=eos or None, pad_token_id=0, **options,
+        do_sample=False, eos_token_id=eos or None, pad_token_id=0, **renamed(**options),
     )  # fmt: skip
     return output[0, len(START) if family == "seq2seq" else len(ids) :].tolist()
 
@@ -59,7 +60,18 @@ def others(family, count=6):
     ]
 
 
-@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.4}, {"min_new_tokens": 9}])
+PROCESSED = {
+    "repetition_penalty": 1.3,
+    "no_repeat_ngram_size": 2,
+    "logit_bias": {50: 3.0, 60: -2.0},
+    "bad_words": [[9], [20, 21]],
+    "min_new_tokens": 4,
+    "suppressed_ids": [100, 101],
+    "forced_eos_ids": [11],
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.4}, {"min_new_tokens": 9}, PROCESSED], ids=str)
 def test_greedy_tokens_are_those_of_transformers(generative, options):
     family, ours, theirs = generative
     wanted = [reference(family, theirs, ids, **options) for ids in PROMPTS]
@@ -74,6 +86,31 @@ def test_greedy_tokens_are_those_of_transformers(generative, options):
         assert [answers.tokens[key, 0] for key in range(len(PROMPTS))] == wanted, (layout, pages)
         assert (answers.steps[-1].preemptions > 0) == (pages == 23)
         assert answers.steps[-1].pages_used == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"forced_bos_id": 77, "encoder_no_repeat_ngram_size": 1}], ids=str)
+def test_log_probabilities_are_those_of_transformers(generative, options):
+    """Of generated tokens, by the logits that penalties and the like have not touched yet."""
+    family, ours, theirs = generative
+    if family == "decoder":
+        options = {"no_repeat_ngram_size": 1} if options else {}
+    told = {"logprobs": True, "top_logprobs": 3, "eos_ids": [], "new_tokens": 6}
+    asked = [ask(family, key, ids, **options, **(told if key % 2 else {})) for key, ids in enumerate(PROMPTS)]
+    answers = run(engine_of(ours), *asked)
+    for key, ids in enumerate(PROMPTS):
+        if key % 2 == 0:
+            assert (key, 0) not in answers.logprobs
+            continue
+        tokens, found = answers.tokens[key, 0], answers.logprobs[key, 0]
+        text = START + tokens if family == "seq2seq" else ids + tokens
+        inputs = {"input_ids": torch.tensor([text])}
+        if family == "seq2seq":
+            inputs = {"input_ids": torch.tensor([ids]), "decoder_input_ids": torch.tensor([text])}
+        with torch.inference_mode():
+            wanted = theirs(**inputs).logits[0, -len(tokens) - 1 : -1].log_softmax(-1).numpy()
+        assert [token.top_ids for token in found] == (-wanted).argsort(axis=1)[:, :3].tolist()
+        for token, row, chosen in zip(found, wanted, tokens, strict=True):
+            np.testing.assert_allclose([token.logprob, *token.top_logprobs], row[[chosen, *token.top_ids]], atol=1e-4)
 
 
 def test_ends_and_their_reasons(generative):

@@ -93,6 +93,8 @@ class Answers:
 
     tokens: dict = field(default_factory=dict)
     """(id, sample) -> token ids."""
+    logprobs: dict = field(default_factory=dict)
+    """(id, sample) -> log probabilities of the tokens, where asked for."""
     reasons: dict = field(default_factory=dict)
     """(id, sample) -> finish reason."""
     vectors: dict = field(default_factory=dict)
@@ -112,6 +114,8 @@ class Answers:
                     if (key, sample) in self.reasons:
                         raise AssertionError("tokens after the finish reason")
                     self.tokens.setdefault((key, sample), []).extend(output.token_ids)
+                    if output.logprobs is not None:
+                        self.logprobs.setdefault((key, sample), []).extend(output.logprobs)
                     if output.finish_reason:
                         self.reasons[key, sample] = output.finish_reason
                 case Embedding(id=key) | Prediction(id=key):

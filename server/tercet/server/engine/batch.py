@@ -118,9 +118,10 @@ def decoder_work(chunks: Sequence[Chunk], *, page_size: int, padded: bool, devic
     if crossed:
         _put_table(buffer, "cross_page_table", [sequence.request.cross_pages for sequence, _ in chunks])
         buffer.put("cross_length", sources)
-    chosen = [row for row, (sequence, length) in enumerate(chunks) if length == sequence.remaining]
-    if chosen:
-        pack_sampling(buffer.put, [chunks[row].sequence for row in chosen], chosen)
+    choosing = [(row, sequence) for row, (sequence, length) in enumerate(chunks) if length == sequence.remaining]
+    sampled = [sequence for _, sequence in choosing]
+    if sampled:
+        pack_sampling(buffer.put, sampled, [row for row, _ in choosing])
     views = buffer.upload(device)
 
     flat = _Flat(views["start"], views["length"], lengths, padded=padded)
@@ -138,7 +139,7 @@ def decoder_work(chunks: Sequence[Chunk], *, page_size: int, padded: bool, devic
         cross_length=views["cross_length"] if crossed else None,
         longest_cross=max(sources),
     )
-    return DecoderWork(batch, unpack_sampling(views) if chosen else None, buffer.copies)
+    return DecoderWork(batch, unpack_sampling(views, sampled) if sampled else None, buffer.copies)
 
 
 class _Flat:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from tercet.server.engine.reading import Answer, Reading
     from tercet.server.engine.runner import Pass, Runner
+    from tercet.server.engine.sampler import Choice
     from tercet.server.engine.sequence import Request, Sequence
     from tercet.server.engine.validation import Limits
     from tercet.server.wire import EngineSettings, Phase
@@ -158,26 +159,33 @@ class Engine:
             )
             sequence.computed = end
             sequence.read = max(sequence.read, end)
-        for sequence, token in zip(choosing, done.outputs, strict=True):
+        for sequence, choice in zip(choosing, done.outputs, strict=True):
             if sequence.state == "running":  # and not rejected with another sample
-                self._accept(sequence, token)
+                self._accept(sequence, choice)
         phase = "prefill" if prefill else "decode"
         self._count(phase, chunks, done, started, prompt=prompt, generated=len(choosing), recomputed=recomputed)
 
-    def _accept(self, sequence: Sequence, token: int) -> None:
+    def _accept(self, sequence: Sequence, choice: Choice) -> None:
+        token, logprob = choice
         if not 0 <= token < self._limits.target_vocab_size:  # what sampling makes of logits that are not finite
             message = "the model's logits are not finite"
             self._reject(sequence.request, Rejected(id=sequence.request.id, reason="internal", message=message))
             return
         reason = sequence.accept(token)
         self._outputs.append(
-            Tokens(id=sequence.request.id, sample=sequence.sample, token_ids=[token], finish_reason=reason)
+            Tokens(
+                id=sequence.request.id,
+                sample=sequence.sample,
+                token_ids=[token],
+                finish_reason=reason,
+                logprobs=None if logprob is None else [logprob],
+            )
         )
         if reason:
             self._finish(sequence)
 
     def _count(
-        self, phase: Phase, chunks: list[Chunk], done: Pass[Answer | None] | Pass[int], started: float,
+        self, phase: Phase, chunks: list[Chunk], done: Pass[Answer | None] | Pass[Choice], started: float,
         *, prompt: int, recomputed: int, generated: int = 0,
     ) -> None:  # fmt: skip
         real = sum(length for _, length in chunks)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tercet.server.wire import TokenLogprob
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -31,7 +33,12 @@ def likelihood(logits: Tensor, rows: Tensor, token_ids: Tensor, *, top: int) -> 
     return Likelihood(logits[rows, token_ids] - total[rows], best - total[:, None], ids.int())
 
 
-def token_logprobs(given: NDArray[Any], top: NDArray[Any], top_ids: NDArray[Any], count: int) -> list[TokenLogprob]:
-    """The rows of a `Likelihood`, on the host, that have one token given each; `count` of the likeliest are told."""
-    rows = zip(given.tolist(), top[:, :count].tolist(), top_ids[:, :count].tolist(), strict=True)
-    return [TokenLogprob(logprob=logprob, top_logprobs=likeliest, top_ids=ids) for logprob, likeliest, ids in rows]
+def token_logprobs(
+    given: NDArray[Any], top: NDArray[Any], top_ids: NDArray[Any], counts: Iterable[int]
+) -> list[TokenLogprob]:
+    """The rows of a `Likelihood`, on the host, that have one token given each; so many of the likeliest are told."""
+    rows = zip(given.tolist(), top.tolist(), top_ids.tolist(), counts, strict=True)
+    return [
+        TokenLogprob(logprob=logprob, top_logprobs=likeliest[:count], top_ids=ids[:count])
+        for logprob, likeliest, ids, count in rows
+    ]

@@ -209,7 +209,7 @@ class Likelihoods:
             asked = given[self._ends[first] : self._ends[last]]
             likeliest, ids = top[first:last], top_ids[first:last]
             if isinstance(question, Score):
-                likely = token_logprobs(asked, likeliest, ids, question.top_logprobs)
+                likely = token_logprobs(asked, likeliest, ids, [question.top_logprobs] * len(asked))
                 yield Scored(id=question.id, logprobs=likely)
                 continue
             if question.targets:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tercet.server.engine.batch import Whole
     from tercet.server.engine.reading import Answer, Part
+    from tercet.server.engine.sampler import Choice
     from tercet.server.engine.scheduler import Chunk
     from tercet.server.engine.sequence import Sequence as Row
     from tercet.server.models import KVCache, Model
@@ -30,7 +31,7 @@ class Pass(NamedTuple, Generic[Output]):
     """What one forward pass brought."""
 
     outputs: list[Output]
-    """Of each row that is read whole its answer, None for sources; or the token of each row that chose one."""
+    """Of each row that is read whole its answer, None for sources; or the choice of each row that made one."""
     tokens: int
     """Tokens of the batch as stored, padding included."""
     copies: int
@@ -72,19 +73,19 @@ class Runner:
         return [(part, part.reduce(self._model, hidden, rows, fields, self._max_rows)) for part, fields in whole.parts]
 
     @torch.inference_mode()
-    def decode(self, chunks: Sequence[Chunk]) -> Pass[int]:
+    def decode(self, chunks: Sequence[Chunk]) -> Pass[Choice]:
         """Computes the next tokens of each row and chooses one for each row that is complete."""
         if self._cache is None:
             raise ValueError("a model without a cache can't decode")
         work = decoder_work(chunks, page_size=self._page_size, padded=self._padded, device=self._model.device)
         hidden = self._model.decode(work.batch, self._cache)
-        tokens: list[int] = []
+        choices: list[Choice] = []
         if work.sampling is not None:
             rows = work.batch.rows
             last = (rows.start + rows.length - 1)[work.sampling.rows]
             logits = self._model.logits(hidden.index_select(0, last))
-            tokens = choose(logits, work.sampling).tolist()
-        return Pass(tokens, work.batch.rows.tokens, work.copies)
+            choices = choose(logits, work.sampling)
+        return Pass(choices, work.batch.rows.tokens, work.copies)
 
     def recover(self) -> None:
         """Prepares for the next batch after one has failed. Raises torch.AcceleratorError if the device is lost."""

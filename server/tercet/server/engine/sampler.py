@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass
-from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from tercet.kernels import sample
+from tercet.server.engine.likelihood import likelihood, token_logprobs
+from tercet.server.engine.processors import Processors, pack_processors, process, unpack_processors
+from tercet.server.engine.transfer import download
+from tercet.server.wire import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,8 +19,35 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tercet.server.engine.sequence import Sequence as Row
+    from tercet.server.wire import TokenLogprob
 
 INT32_MAX = 2**31 - 1
+TYPICAL_ROWS = 16
+
+
+class Filters(NamedTuple):
+    """What keeps tokens from being drawn, in the order of transformers, [N] each."""
+
+    temperature: Tensor
+    """float32; 0 is greedy, and then nothing else matters."""
+    top_k: Tensor
+    """int32; 0 is off."""
+    top_p: Tensor
+    """float32; 1 is off."""
+    min_p: Tensor
+    """float32; 0 is off."""
+
+
+@dataclass(frozen=True)
+class Typical:
+    """Rows that keep typical tokens alone."""
+
+    rows: Tensor
+    """int32 [R]: among those that choose."""
+    filters: Filters
+    """What comes before."""
+    mass: Tensor
+    """float32 [R]"""
 
 
 @dataclass(frozen=True)
@@ -27,18 +56,27 @@ class SamplingRows:
 
     rows: Tensor
     """int32 [N]: which rows of the batch they are."""
-    temperature: Tensor
-    top_k: Tensor
-    top_p: Tensor
-    min_p: Tensor
+    filters: Filters
+    """As the `sample` kernel takes them; all off for rows of `typical`."""
     seed: Tensor
     sample: Tensor
     position: Tensor
     """As the `sample` kernel takes them, [N]."""
-    seen: tuple[Tensor, Tensor, Tensor] | None
-    """Row among `N`, token id and penalty of each token that a row has seen, for rows with a repetition penalty."""
-    suppressed: tuple[Tensor, Tensor] | None
-    """Row among `N` and token id of each end that a row may not choose yet."""
+    processors: Processors
+    typical: Typical | None
+    told: Tensor | None
+    """int32: rows among `N` of which the log probability of what they choose is told."""
+    likeliest: list[int | None]
+    """For each of the rows how many of the likeliest tokens are told with it; None tells nothing."""
+
+
+class Choice(NamedTuple):
+    """The next token of a row."""
+
+    token: int
+    """Beyond the vocabulary if none can be chosen."""
+    logprob: TokenLogprob | None
+    """By the model's own logits; None where nobody asked."""
 
 
 def pack_sampling(put: Callable[..., None], sequences: Sequence[Row], rows: list[int]) -> None:
@@ -46,67 +84,114 @@ def pack_sampling(put: Callable[..., None], sequences: Sequence[Row], rows: list
     settings = [sequence.request.sampling for sequence in sequences]
     put("sampling_rows", rows)
     put("seed", [s.seed for s in settings], "Q")
-    put("temperature", [s.temperature for s in settings], "f")
-    put("top_k", [min(s.top_k, INT32_MAX) for s in settings])
-    put("top_p", [s.top_p for s in settings], "f")
-    put("min_p", [s.min_p for s in settings], "f")
     put("sample", [sequence.sample for sequence in sequences])
     put("position", [len(sequence.tokens) for sequence in sequences])
-    penalized = [row for row, s in enumerate(settings) if s.repetition_penalty != 1.0]
-    if penalized:
-        rows_of, ids = array("i"), array("i")
-        for row in penalized:
-            seen = sequences[row].seen()
-            rows_of.extend(array("i", [row]) * len(seen))
-            ids.extend(seen)
-        put("seen_rows", rows_of)
-        put("seen_ids", ids)
-        put("penalty", [s.repetition_penalty for s in settings], "f")
-    # An end may not come before `min_new_tokens`, whoever named it.
-    ends = [
-        (row, sorted(sequence.request.eos_ids | sequence.request.stop_ids))
-        for row, sequence in enumerate(sequences)
-        if sequence.generated < sequence.request.sampling.min_new_tokens
-    ]
-    if any(ids for _, ids in ends):
-        put("suppressed_rows", chain.from_iterable([row] * len(ids) for row, ids in ends))
-        put("suppressed_ids", chain.from_iterable(ids for _, ids in ends))
+    pack_processors(put, sequences)
+    typical = [row for row, s in enumerate(settings) if s.typical_p < 1 and s.temperature > 0]
+    if typical:
+        put("typical_rows", typical)
+        put("typical_mass", [settings[row].typical_p for row in typical], "f")
+        _put_filters(put, "typical_", [settings[row] for row in typical])
+    _put_filters(put, "", [_DRAW if row in typical else s for row, s in enumerate(settings)])
+    told = [row for row, s in enumerate(settings) if s.logprobs]
+    if told:
+        put("told_rows", told)
 
 
-def unpack_sampling(views: dict[str, Tensor]) -> SamplingRows:
-    """What `pack_sampling` put there, on the device."""
-    seen = suppressed = None
-    if "penalty" in views:
-        seen = views["seen_rows"], views["seen_ids"], views["penalty"][views["seen_rows"]]
-    if "suppressed_ids" in views:
-        suppressed = views["suppressed_rows"], views["suppressed_ids"]
-    names = ("temperature", "top_k", "top_p", "min_p", "seed", "sample", "position")
+def unpack_sampling(views: dict[str, Tensor], sequences: Sequence[Row]) -> SamplingRows:
+    """What `pack_sampling` put there for `sequences`, on the device."""
+    settings = [sequence.request.sampling for sequence in sequences]
+    typical = None
+    if "typical_rows" in views:
+        typical = Typical(views["typical_rows"], _filters(views, "typical_"), views["typical_mass"])
     return SamplingRows(
-        rows=views["sampling_rows"], seen=seen, suppressed=suppressed, **{name: views[name] for name in names}
+        rows=views["sampling_rows"],
+        filters=_filters(views, ""),
+        seed=views["seed"],
+        sample=views["sample"],
+        position=views["position"],
+        processors=unpack_processors(views),
+        typical=typical,
+        told=views.get("told_rows"),
+        likeliest=[s.top_logprobs if s.logprobs else None for s in settings],
     )
 
 
-def choose(logits: Tensor, sampling: SamplingRows) -> Tensor:
-    """The next token of each row of logits, float32 [N, vocabulary], which are changed in place: int64 [N].
+def choose(logits: Tensor, sampling: SamplingRows) -> list[Choice]:
+    """The next token of each row of logits, float32 [N, vocabulary], which are changed in place.
 
-    The repetition penalty (Keskar et al., CTRL, 2019) divides positive and multiplies negative logits of tokens seen,
-    once however often they were; then come the ends suppressed, then temperature and filters, as in transformers.
-    A row of which no token can be chosen, for its greatest logit isn't finite, gets an id beyond the vocabulary.
+    First the processors change them, then come temperature and filters, as in transformers. A row of which no token can
+    be chosen, for its greatest logit isn't finite, gets an id beyond the vocabulary.
     """
-    if sampling.seen is not None:
-        row, token, penalty = sampling.seen
-        scores = logits[row, token]
-        logits[row, token] = torch.where(scores < 0, scores * penalty, scores / penalty)
-    if sampling.suppressed is not None:
-        row, token = sampling.suppressed
-        logits[row, token] = -torch.inf
-    return sample(
-        logits,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        seed=sampling.seed,
-        sample=sampling.sample,
-        position=sampling.position,
+    plain = None if sampling.told is None else logits.index_select(0, sampling.told)
+    process(logits, sampling.processors)
+    if sampling.typical is not None:
+        _keep_typical(logits, sampling.typical)
+    tokens = sample(
+        logits, **sampling.filters._asdict(), seed=sampling.seed, sample=sampling.sample, position=sampling.position
     )
+    if plain is None or sampling.told is None:
+        return [Choice(token, None) for token in tokens.tolist()]
+    return _tell(tokens, plain, sampling.told, sampling.likeliest)
+
+
+def _tell(tokens: Tensor, plain: Tensor, told: Tensor, likeliest: list[int | None]) -> list[Choice]:
+    """Adds to the tokens [N] of some rows, `told` [R], how likely they were by their `plain` logits [R, vocabulary]."""
+    given = tokens[told].clamp(max=plain.shape[1] - 1)
+    counts = [count for count in likeliest if count is not None]
+    each = torch.arange(len(counts), device=plain.device)
+    ids, logprob, top, top_ids = download([tokens, *likelihood(plain, each, given, top=max(counts))])
+    logprobs = iter(token_logprobs(logprob, top, top_ids, counts))
+    chosen = zip(ids.tolist(), likeliest, strict=True)
+    return [Choice(token, None if count is None else next(logprobs)) for token, count in chosen]
+
+
+def _keep_typical(logits: Tensor, typical: Typical) -> None:
+    """Filters rows of logits [N, vocabulary] in place, a few at a time: sorting takes several times their memory."""
+    for first in range(0, len(typical.rows), TYPICAL_ROWS):
+        some = slice(first, first + TYPICAL_ROWS)
+        rows, filters = typical.rows[some], Filters(*(value[some] for value in typical.filters))
+        logits[rows] = keep_typical(logits[rows], filters, typical.mass[some])
+
+
+def keep_typical(scores: Tensor, filters: Filters, typical_p: Tensor) -> Tensor:
+    """Scores [R, vocabulary] after temperature and all filters, -inf where they let nothing through.
+
+    The last filter keeps the tokens whose information is nearest to what is expected, as many as have the mass
+    `typical_p` [R] (Meister et al., Locally Typical Sampling, 2022).
+    """
+    temperature, top_k, top_p, min_p = (value[:, None] for value in filters)
+    size = scores.shape[1]
+    scores = scores / temperature
+    falling, order = scores.sort(descending=True, stable=True)
+    least = falling.gather(1, torch.where(top_k > 0, top_k, size).clamp(max=size).long() - 1)
+    falling = falling.masked_fill(falling < least, -torch.inf)
+    mass = falling.softmax(-1)
+    dropped = (mass.cumsum(-1) - mass >= top_p) & (top_p < 1)
+    dropped[:, 0] = False
+    scores = scores.scatter(1, order, falling.masked_fill(dropped, -torch.inf))
+    mass = scores.softmax(-1)
+    scores = scores.masked_fill(mass < min_p * mass.amax(-1, keepdim=True), -torch.inf)
+
+    logprobs = scores.log_softmax(-1)
+    mass = logprobs.exp()
+    entropy = -(mass * logprobs).nansum(-1, keepdim=True)
+    distance, order = (-logprobs - entropy).abs().sort(stable=True)
+    last = (mass.gather(1, order).cumsum(-1) < typical_p[:, None]).sum(-1, keepdim=True).clamp(max=size - 1)
+    dropped = distance > distance.gather(1, last)
+    dropped[:, 0] = False
+    return scores.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
+
+
+_DRAW = Sampling(max_new_tokens=0, temperature=1.0)  # from whatever is left
+
+
+def _put_filters(put: Callable[..., None], name: str, settings: Sequence[Sampling]) -> None:
+    put(f"{name}temperature", [s.temperature for s in settings], "f")
+    put(f"{name}top_k", [min(s.top_k, INT32_MAX) for s in settings])
+    put(f"{name}top_p", [s.top_p for s in settings], "f")
+    put(f"{name}min_p", [s.min_p for s in settings], "f")
+
+
+def _filters(views: dict[str, Tensor], name: str) -> Filters:
+    return Filters(*(views[f"{name}{field}"] for field in Filters._fields))

@@ -6,6 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from tercet.server.engine.processors import is_processed
 from tercet.server.wire import Embed, FillMask, Sampling, Score
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Request:
     limit: int
     """Tokens of a sequence, prompt included, at which it is cut off."""
     sampling: Sampling = NO_SAMPLING
+    processed: bool = False
+    """Whether anything is done to scores before a token is chosen."""
     eos_ids: frozenset[int] = frozenset()
     stop_ids: frozenset[int] = frozenset()
     reading: Reading | None = None
@@ -140,6 +143,7 @@ def generation_request(message: Generate, arrival: int, family: Family, max_leng
         prompt=prompt,
         limit=min(len(prompt) + message.sampling.max_new_tokens, max_length),
         sampling=message.sampling,
+        processed=is_processed(message.sampling),
         eos_ids=frozenset(message.eos_ids),
         stop_ids=frozenset(message.stop_ids),
     )

@@ -132,9 +132,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     first_suppressed_ids: list[int] = []
     """Tokens that are not generated first."""
     forced_bos_id: int | None = None
-    """The first token to generate."""
+    """The first token to generate, where the decoder starts from one token, as in transformers."""
     forced_eos_ids: list[int] = []
-    """The last token to generate where the output reaches its limit; of several the first."""
+    """What is generated last where the output reaches its limit; several are equally likely."""
     logprobs: bool = False
     """Whether the log probability of each token is reported, before all of the above."""
     top_logprobs: int = 0
