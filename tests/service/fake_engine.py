@@ -1,9 +1,13 @@
 """An engine without a model, run as the real one is: `python fake_engine.py SOCKET SETTINGS_JSON`.
 
-A checkpoint's config.json says what it is ("model_type": bert, gpt2 or t5) and how it misbehaves ("fake": an object):
-`fail` is a line for Failed, `crash` ends the process before Ready, `gate` is a file to wait for before that, `step` is
-the seconds of a step. A vector is [tokens, sum of the ids, number of the pooling, normalize]; each token is its
-predecessor plus 1, plus the sample's number at first, and HELD_ID is answered with nothing until it is cancelled.
+A checkpoint's config.json says what it is ("model_type": bert, gpt2 or t5), what it can do and how it misbehaves
+("fake": an object): `tasks` and `labels` are of its head, `fail` is a line for Failed, `crash` ends the process before
+Ready, `gate` is a file to wait for before that, `step` is the seconds of a step.
+
+A vector is [tokens, sum of the ids, number of the pooling, normalize]; each token is its predecessor plus 1, plus the
+sample's number at first, and HELD_ID is answered with nothing until it is cancelled. What a head makes of a token is
+its id times 1, 2, …, a label or an end each, by tenths; what it makes of a text the mean over its tokens. A candidate's
+log probability is minus its id, by tenths; so is a token's that is scored.
 """
 
 from __future__ import annotations
@@ -15,12 +19,16 @@ import struct
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
 from tercet.server import frames, wire
 
-POOLINGS = ("mean", "cls", "last", "max")
+Question = wire.Embed | wire.Predict | wire.FillMask | wire.Score
+Answer = wire.Embedding | wire.Prediction | wire.Candidates | wire.Scored | wire.Tokens | wire.Rejected
+
+POOLINGS = ("mean", "cls", "last", "max", "none")
 FAMILIES: dict[str, wire.Family] = {"bert": "encoder", "gpt2": "decoder", "t5": "seq2seq"}
 VOCAB_SIZE = 60
 MAX_LENGTH = 32
@@ -36,38 +44,40 @@ class FakeEngine:
     def __init__(self, settings: wire.EngineSettings, behaviour: dict[str, object], connection: socket.socket) -> None:
         self.incarnation = settings.incarnation
         self.step_seconds = float(str(behaviour.get("step", 0)))
+        self.tasks = [str(task) for task in cast("list[object]", behaviour.get("tasks", []))]
+        self.labels = int(str(behaviour.get("labels", 0)))
         self.connection = connection
-        self.embeds: list[wire.Embed] = []
+        self.questions: list[Question] = []
         self.samples: dict[tuple[int, int], tuple[wire.Generate, list[int]]] = {}
         self.launches = 0
 
     def take(self, message: wire.ToEngine) -> None:
         """A message of the front end."""
         match message:
-            case wire.Embed():
-                self.embeds.append(message)
             case wire.Generate():
                 self.samples |= {(message.id, sample): (message, []) for sample in range(message.n)}
             case wire.Cancel():
-                self.embeds = [embed for embed in self.embeds if embed.id != message.id]
+                self.questions = [question for question in self.questions if question.id != message.id]
                 for key in [key for key in self.samples if key[0] == message.id and message.sample in (None, key[1])]:
                     del self.samples[key]
                 self.report([])
             case wire.Stop():
                 sys.exit(0)
+            case _:
+                self.questions.append(message)
 
     @property
     def busy(self) -> bool:
         """Whether a step would bring anything."""
-        return any(HELD_ID not in m.token_ids for m in [*self.embeds, *(m for m, _ in self.samples.values())])
+        return any(HELD_ID not in m.token_ids for m in [*self.questions, *(m for m, _ in self.samples.values())])
 
     def step(self) -> None:
-        """Answers every embedding, and gives every sample its next token."""
+        """Answers every question, and gives every sample its next token."""
         time.sleep(self.step_seconds)
-        answered = [embed for embed in self.embeds if HELD_ID not in embed.token_ids]
-        self.embeds = [embed for embed in self.embeds if HELD_ID in embed.token_ids]
-        outputs: list[wire.Embedding | wire.Tokens | wire.Rejected] = [self.embed(embed) for embed in answered]
-        read = sum(len(embed.token_ids) for embed in answered)
+        answered = [question for question in self.questions if HELD_ID not in question.token_ids]
+        self.questions = [question for question in self.questions if HELD_ID in question.token_ids]
+        outputs = [self.answer(question) for question in answered]
+        read = sum(len(question.token_ids) for question in answered)
         generated = 0
         for (id, sample), (message, made) in list(self.samples.items()):
             if HELD_ID in message.token_ids:
@@ -77,26 +87,75 @@ class FakeEngine:
                 self.take(wire.Cancel(id=id))
                 break
             read += 0 if made or sample else len(message.token_ids)
-            token = ((made or [message.token_ids[-1] + sample])[-1] + 1) % VOCAB_SIZE
-            made.append(token)
             generated += 1
-            ends = {"eos": token in message.eos_ids, "stop": token in message.stop_ids}
-            late = len(made) >= message.sampling.min_new_tokens
-            finish = next((reason for reason, met in ends.items() if met and late), None)
-            if finish is None and len(made) >= message.sampling.max_new_tokens:
-                finish = "length"
-            outputs.append(wire.Tokens(id=id, sample=sample, token_ids=[token], finish_reason=finish))
-            if finish is not None:
-                del self.samples[id, sample]
+            outputs += self.generate(message, sample, made)
         self.report(outputs, rows=len(answered) + generated, read=read, generated=generated)
 
-    def embed(self, message: wire.Embed) -> wire.Embedding | wire.Rejected:
-        """The vector of a sequence."""
-        if reason := self.refusal(message.token_ids, message.deadline):
-            return wire.Rejected(id=message.id, reason=reason, message="refused by the fake")
-        ids = message.token_ids
-        values = (len(ids), sum(ids), POOLINGS.index(message.pooling), message.normalize)
-        return wire.Embedding(id=message.id, data=struct.pack("<4f", *values))
+    def generate(self, message: wire.Generate, sample: int, made: list[int]) -> list[wire.Tokens]:
+        """The next token of a sample; of a beam nothing but all of them at its end."""
+        sampling = message.sampling
+        token = ((made or [message.token_ids[-1] + sample])[-1] + 1) % VOCAB_SIZE
+        if not made and sampling.forced_bos_id is not None:
+            token = sampling.forced_bos_id
+        made.append(token)
+        ends = {"eos": token in message.eos_ids, "stop": token in message.stop_ids}
+        late = len(made) >= sampling.min_new_tokens
+        finish = next((reason for reason, met in ends.items() if met and late), None)
+        if finish is None and len(made) >= sampling.max_new_tokens:
+            finish = "length"
+        if finish is not None:
+            del self.samples[message.id, sample]
+        beam = sampling.num_beams > 1
+        if beam and finish is None:
+            return []
+        ids = made if beam else [token]
+        logprobs = [self.logprob(id, sampling.top_logprobs) for id in ids] if sampling.logprobs else None
+        score = -sample / 2 if beam else None
+        return [
+            wire.Tokens(
+                id=message.id, sample=sample, token_ids=ids, finish_reason=finish, logprobs=logprobs, score=score
+            )
+        ]
+
+    def answer(self, question: Question) -> Answer:
+        """The answer to a question."""
+        if reason := self.refusal(question.token_ids, question.deadline):
+            return wire.Rejected(id=question.id, reason=reason, message="refused by the fake")
+        match question:
+            case wire.Embed():
+                return wire.Embedding(id=question.id, data=self.vectors(question))
+            case wire.Predict():
+                return wire.Prediction(id=question.id, data=self.prediction(question))
+            case wire.FillMask():
+                candidates = sorted(question.targets or range(VOCAB_SIZE))[: question.top_k]
+                places = len(question.positions)
+                logprobs = [-id / 10 for id in candidates]
+                return wire.Candidates(id=question.id, token_ids=[candidates] * places, logprobs=[logprobs] * places)
+            case wire.Score():
+                ids = (question.decoder_ids or question.token_ids)[question.first :]
+                return wire.Scored(id=question.id, logprobs=[self.logprob(id, question.top_logprobs) for id in ids])
+
+    def vectors(self, question: wire.Embed) -> bytes:
+        """One, or, without pooling, one for each token."""
+        ids = question.token_ids
+        pooling = POOLINGS.index(question.pooling)
+        rows = [[id] for id in ids] if question.pooling == "none" else [ids]
+        values = [(len(ids), sum(row), pooling, question.normalize)[: question.dimensions] for row in rows]
+        return b"".join(struct.pack(f"<{len(row)}f", *row) for row in values)
+
+    def prediction(self, question: wire.Predict) -> bytes:
+        """What the head makes of it. A seq2seq decoder's tokens count too, and the last that is read counts twice."""
+        ids = [*question.token_ids, *question.decoder_ids]
+        if question.last is not None:
+            ids.append(question.token_ids[question.last])
+        labels = 2 if "answer" in self.tasks else self.labels
+        rows = [[sum(ids) / len(ids)]] if "classify" in self.tasks else [[id] for id in question.token_ids]
+        values = [id * label / 10 for [id] in rows for label in range(1, labels + 1)]
+        return struct.pack(f"<{len(values)}f", *values)
+
+    def logprob(self, id: int, top: int) -> wire.TokenLogprob:
+        """Of one token."""
+        return wire.TokenLogprob(logprob=-id / 10, top_ids=list(range(top)), top_logprobs=[-i / 10 for i in range(top)])
 
     def refusal(self, ids: list[int], deadline: float | None) -> str | None:
         """Why a request is given up."""
@@ -123,7 +182,7 @@ class FakeEngine:
                 incarnation=self.incarnation,
                 outputs=outputs,
                 stats=[stats] if rows else [],
-                running=len(self.samples) + len(self.embeds),
+                running=len(self.samples) + len(self.questions),
                 waiting=0,
                 pages_used=len(self.samples),
                 preemptions=0,
@@ -156,10 +215,11 @@ def main(path: str, settings_json: str) -> None:
     info = wire.ModelInfo(
         architecture=config["model_type"],
         family=family,
-        tasks=["embed"] if family == "encoder" else ["generate"],
+        tasks=engine.tasks or (["embed"] if family == "encoder" else ["generate"]),
         max_length=settings.max_length or MAX_LENGTH,
         vocab_size=VOCAB_SIZE,
-        embedding_size=4 if family == "encoder" else None,
+        embedding_size=4,
+        labels=engine.labels,
         dtype="float32",
         device=settings.device,
         parameters=123,

@@ -88,8 +88,7 @@ def embed(id: int, *token_ids: int) -> wire.Embed:
 async def test_answers_reach_who_asked_and_pending_is_what_is_left():
     async with connected() as peer:
         first, second = Recorder(), Recorder()
-        assert peer.channel.reserve(2) == 0
-        assert peer.channel.reserve(1) == 2
+        assert [peer.channel.new_id() for _ in range(3)] == [0, 1, 2]
         peer.channel.submit([embed(0, 1, 2), embed(1)], first)
         peer.channel.submit([embed(2)], second)
         assert [message.id for message in await peer.received()] == [0, 1, 2]

@@ -12,7 +12,7 @@ import pytest
 from support.status import refused
 from tercet.server.service.errors import InvalidArgumentError, OverloadedError
 from tercet.server.service.malformed import diagnose
-from tercet.server.service.sampling import check_ranges
+from tercet.server.service.ranges import check_ranges
 from tercet.server.service.sequences import Limit, fit_ids
 from tercet.server.service.threads import TextThreads
 from tercet.v1.embedding_pb2 import EmbedRequest

@@ -84,8 +84,8 @@ def listed(stubs: Stubs) -> list[str]:
 def test_reflection_names_every_service_and_can_be_turned_off(
     stubs: Stubs, checkpoints: dict[str, Path], start, connect
 ):
-    ours = ("EmbeddingService", "GenerationService", "ModelService", "TextService")
+    parts = ("Embedding", "Generation", "Model", "Scoring", "Text", "Understanding")
     others = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
-    assert set(listed(stubs)) == {f"tercet.v1.{name}" for name in ours} | others
+    assert set(listed(stubs)) == {f"tercet.v1.{part}Service" for part in parts} | others
     with start({"encoder": checkpoints["encoder"]}, "--no-reflection") as server, connect(server) as bare:
         assert refused(lambda: listed(bare)).code is grpc.StatusCode.UNIMPLEMENTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -16,10 +17,21 @@ from tercet.server.logs import fields
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-Output = wire.Embedding | wire.Tokens | wire.Rejected
+Request = wire.Embed | wire.Predict | wire.FillMask | wire.Score | wire.Generate
+Output = wire.Embedding | wire.Prediction | wire.Candidates | wire.Scored | wire.Tokens | wire.Rejected
 log = logging.getLogger(__name__)
 _UNREADABLE = "the server could not read the answer of the model's engine"
 _RATE_SECONDS = 2.0  # over which the rate of finished sequences is averaged
+
+
+def rows(request: Request) -> int:
+    """How many sequences a request is in the engine."""
+    return max(request.n, request.sampling.num_beams) if isinstance(request, wire.Generate) else 1
+
+
+def prompt_tokens(request: Request) -> int:
+    """How many tokens a request gives the engine to read."""
+    return len(request.token_ids) + (len(request.decoder_ids) if isinstance(request, wire.Score) else 0)
 
 
 class Receiver(Protocol):
@@ -88,29 +100,26 @@ class Channel(asyncio.Protocol):
         self._on_lost = on_lost
         self._frames = frames.FrameReader()
         self._waiting: dict[int, tuple[Receiver, int, int]] = {}  # id -> receiver, sequences, tokens
-        self._next_id = 0
+        self._ids = itertools.count()
         self._transport: asyncio.Transport | None = None
 
-    def reserve(self, count: int) -> int:
-        """The first of `count` ids that no other request has."""
-        first = self._next_id
-        self._next_id += count
-        return first
+    def new_id(self) -> int:
+        """An id that no other request has."""
+        return next(self._ids)
 
-    def submit(self, messages: Sequence[wire.Embed | wire.Generate], receiver: Receiver) -> None:
-        """Sends requests with ids that were reserved; `receiver` gets their answers.
+    def submit(self, requests: Sequence[Request], receiver: Receiver) -> None:
+        """Sends requests with ids of `new_id`; `receiver` gets their answers.
 
-        Where the engine is gone the receiver is told so at once. Raises ValueError, and sends nothing, where a message
+        Where the engine is gone the receiver is told so at once. Raises ValueError, and sends nothing, where a request
         exceeds the limit of a frame.
         """
         if self._transport is None:
             receiver.lose()
             return
-        data = b"".join(map(frames.encode, messages))
-        for message in messages:
-            sequences = message.n if isinstance(message, wire.Generate) else 1
-            self._waiting[message.id] = (receiver, sequences, len(message.token_ids))
-            self.pending.add(sequences, len(message.token_ids))
+        data = b"".join(map(frames.encode, requests))
+        for request in requests:
+            entry = self._waiting[request.id] = (receiver, rows(request), prompt_tokens(request))
+            self.pending.add(*entry[1:])
         self._write(data)
 
     def cancel(self, ids: Sequence[int]) -> None:

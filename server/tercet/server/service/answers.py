@@ -1,12 +1,13 @@
-"""Who waits for an engine's answers: the vectors of an embedding call, the outputs of a generation."""
+"""Asking an engine for many answers at once, and waiting for all of them."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tercet.server import wire
+from tercet.server.channel import prompt_tokens
 from tercet.server.service.errors import (
     ENGINE_PAUSE,
     DeadlineExceededError,
@@ -15,15 +16,31 @@ from tercet.server.service.errors import (
     InvalidArgumentError,
     ServiceError,
 )
-from tercet.server.text import IncrementalDecoder, StopMatcher
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from tercet.server.channel import Channel, Output
+    from tercet.server.channel import Output
     from tercet.server.metrics import Metrics
-    from tercet.server.service.rpc import Call
-    from tercet.server.text import Tokenizer
+    from tercet.server.service.registry import Target
+
+Question = wire.Embed | wire.Predict | wire.FillMask | wire.Score
+Answer = TypeVar("Answer", bound=wire.Embedding | wire.Prediction | wire.Candidates | wire.Scored)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one input of a request asks of the engine: once, or once for each of its windows, hypotheses, tokens."""
+
+    field: str
+    """The path of the input, for errors."""
+    questions: Sequence[Question]
+    truncated: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """That the model reads for it."""
+        return sum(map(prompt_tokens, self.questions))
 
 
 def refusal(rejected: wire.Rejected, field: str) -> ServiceError:
@@ -42,29 +59,26 @@ def engine_lost(**metadata: str) -> EngineLostError:
     return EngineLostError("the model's engine died; it is being started again", retry_after=ENGINE_PAUSE, **metadata)
 
 
-class Vectors:
-    """The answers to the embedding requests of one call, with ids from `first` on."""
+class Answers(Generic[Answer]):
+    """The answers to questions that are answered once each."""
 
-    def __init__(self, first: int, fields: Sequence[str]) -> None:
-        """`fields`: the path of each input, for errors."""
-        self._first = first
+    def __init__(self, fields: Mapping[int, str], kind: type[Answer]) -> None:
+        """`fields`: the path of what each question, by its id, is about; `kind`: what answers it."""
         self._fields = fields
-        self._results: list[bytes | ServiceError] = [b""] * len(fields)
-        self._left = len(fields)
+        self._kind = kind
+        self._results: dict[int, Answer | ServiceError] = {}
         self._lost = False
         self._done = asyncio.Event()
 
     def receive(self, output: Output) -> bool:
-        """One vector, or why there is none."""
-        place = output.id - self._first
-        if isinstance(output, wire.Embedding):
-            self._results[place] = output.data
+        """One answer, or why there is none."""
+        if isinstance(output, self._kind):
+            self._results[output.id] = output
         elif isinstance(output, wire.Rejected):
-            self._results[place] = refusal(output, self._fields[place])
+            self._results[output.id] = refusal(output, self._fields[output.id])
         else:
-            self._results[place] = InternalError("the engine answered with tokens")
-        self._left -= 1
-        if self._left == 0:
+            self._results[output.id] = InternalError(f"the engine answered with {type(output).__name__}")
+        if len(self._results) == len(self._fields):
             self._done.set()
         return True
 
@@ -73,169 +87,54 @@ class Vectors:
         self._lost = True
         self._done.set()
 
-    async def wait(self) -> list[bytes | ServiceError]:
-        """For each input float32 little-endian [embedding size], or its error. Raises EngineLostError."""
+    async def wait(self) -> dict[int, Answer | ServiceError]:
+        """By id the answer, or its error. Raises EngineLostError."""
         await self._done.wait()
         if self._lost:
             raise engine_lost()
         return self._results
 
 
-class Piece:
-    """What is new of one output since it was last taken."""
+async def ask(
+    target: Target,
+    works: Sequence[Work | ServiceError],
+    kind: type[Answer],
+    metrics: Metrics,
+    *,
+    patient: bool = False,
+) -> list[list[Answer] | ServiceError]:
+    """The engine's answers to each work, in the order of its questions, or why there are none.
 
-    __slots__ = ("finish_reason", "text", "token_ids")
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.token_ids: list[int] = []
-        self.finish_reason: wire.FinishReason | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.text or self.token_ids or self.finish_reason)
-
-
-class _Sample:
-    """One output as its tokens come."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], *, skip_special_tokens: bool) -> None:
-        self._decoder = IncrementalDecoder(tokenizer, skip_special_tokens)
-        self._matcher = StopMatcher(stop) if stop else None
-        self.piece = Piece()
-        self.tokens = 0
-        self.first_at = self.last_at = 0.0
-        self.finished = False
-
-    def push(self, token_ids: Sequence[int], finish_reason: wire.FinishReason | None) -> bool:
-        """Takes tokens. True where a stop string ended the output before the engine did."""
-        piece = self.piece
-        stopped = False
-        for id in token_ids:
-            piece.token_ids.append(id)
-            self.tokens += 1
-            stopped = self._append(self._decoder.push([id]))
-            if stopped:
-                break
-        if finish_reason is not None and not stopped:
-            stopped = self._append(self._decoder.finish())
-            if self._matcher is not None and not stopped:
-                piece.text += self._matcher.finish()
-        if stopped or finish_reason is not None:
-            piece.finish_reason = "stop" if stopped else finish_reason
-            self.finished = True
-        return stopped and finish_reason is None
-
-    def _append(self, text: str) -> bool:
-        stopped = False
-        if self._matcher is not None:
-            text, stopped = self._matcher.push(text)
-        self.piece.text += text
-        return stopped
-
-
-class Generation:
-    """The n outputs of one generation. What its reader does not take yet is kept together, so that tokens behind a slow
-    reader arrive in one piece.
+    Where the queue is full patient work waits for its turn, other work raises OverloadedError. Raises EngineLostError.
+    What is not answered when the caller leaves is cancelled.
     """
+    questions = {q.id: (q, work.field) for work in works if isinstance(work, Work) for q in work.questions}
+    model, channel = target.model, target.channel
+    results: Mapping[int, Answer | ServiceError] = {}
+    if questions:
+        tokens = [prompt_tokens(question) for question, _ in questions.values()]
+        if patient and model.can_wait(len(questions), sum(tokens)):
+            while not model.has_room(channel, len(questions), sum(tokens)):
+                await channel.pending.change()
+        model.admit(channel, len(questions), sum(tokens))
+        answers = Answers({id: field for id, (_, field) in questions.items()}, kind)
+        channel.submit([question for question, _ in questions.values()], answers)
+        try:
+            results = await answers.wait()
+        finally:
+            channel.cancel(list(questions))
+            observed = metrics.request_prompt_tokens.labels(model.name)
+            for count in tokens:
+                observed.observe(count)
+    return [work if isinstance(work, ServiceError) else _together(work, results) for work in works]
 
-    def __init__(
-        self,
-        message: wire.Generate,
-        channel: Channel,
-        call: Call,
-        metrics: Metrics,
-        *,
-        field: str,
-        tokenizer: Tokenizer,
-        stop: Sequence[str],
-        skip_special_tokens: bool,
-    ) -> None:
-        """`field`: the path of the prompt, for errors."""
-        self.id = message.id
-        self._channel = channel
-        self._call = call
-        self._metrics = metrics
-        self._field = field
-        self._samples = [_Sample(tokenizer, stop, skip_special_tokens=skip_special_tokens) for _ in range(message.n)]
-        self._left = message.n
-        self._news = asyncio.Event()
-        self._error: ServiceError | None = None
 
-    @property
-    def generated_tokens(self) -> int:
-        """Over all outputs, so far."""
-        return sum(sample.tokens for sample in self._samples)
-
-    @property
-    def finished(self) -> bool:
-        """Whether every output has ended."""
-        return self._left == 0
-
-    def receive(self, output: Output) -> bool:
-        """New tokens of one output, or why there are no more."""
-        if isinstance(output, wire.Tokens):
-            self._push(output)
-        elif isinstance(output, wire.Rejected):
-            self._error = refusal(output, self._field)
-        else:
-            self._error = InternalError("the engine answered with a vector")
-        self._news.set()
-        return self.finished or self._error is not None
-
-    def lose(self) -> None:
-        """The engine died."""
-        sent = sum(sample.tokens - len(sample.piece.token_ids) for sample in self._samples)
-        self._error = engine_lost(tokens_sent=str(sent))
-        self._news.set()
-
-    async def pieces(self) -> list[tuple[int, Piece]]:
-        """Waits for news: index and piece of every output that has some. Raises ServiceError."""
-        await self._news.wait()
-        self._news.clear()
-        if self._error is not None:
-            raise self._error
-        news = [(index, sample.piece) for index, sample in enumerate(self._samples) if sample.piece]
-        for index, _ in news:
-            self._samples[index].piece = Piece()
-        return news
-
-    async def outputs(self) -> list[Piece]:
-        """Waits until every output has ended. Raises ServiceError."""
-        while not self.finished and self._error is None:
-            await self._news.wait()
-            self._news.clear()
-        if self._error is not None:
-            raise self._error
-        return [sample.piece for sample in self._samples]
-
-    def close(self) -> None:
-        """Stops what still runs, and counts the outputs that have ended."""
-        self._channel.cancel([self.id])
-        model = self._call.model
-        for sample in self._samples:
-            if sample.finished:
-                self._metrics.request_generated_tokens.labels(model).observe(sample.tokens)
-            if sample.finished and sample.tokens > 1:
-                mean = (sample.last_at - sample.first_at) / (sample.tokens - 1)
-                self._metrics.output_token.labels(model).observe(mean)
-
-    def _push(self, output: wire.Tokens) -> None:
-        sample = self._samples[output.sample]
-        if sample.finished:  # a stop string ended it while these were on their way
-            return
-        self._time(sample, len(output.token_ids))
-        if sample.push(output.token_ids, output.finish_reason):
-            self._channel.cancel_sample(self.id, output.sample)
-        if sample.finished:
-            self._left -= 1
-
-    def _time(self, sample: _Sample, tokens: int) -> None:
-        now = time.monotonic()
-        model = self._call.model
-        if not sample.tokens:
-            self._call.stage = "decode"
-            self._metrics.first_token.labels(model).observe(now - self._call.started)
-            sample.first_at = now
-        elif tokens:
-            self._metrics.inter_token.labels(model).observe((now - sample.last_at) / tokens)
-        sample.last_at = now
+def _together(work: Work, results: Mapping[int, Answer | ServiceError]) -> list[Answer] | ServiceError:
+    """The answers to all questions of a work, or the first error."""
+    answers: list[Answer] = []
+    for question in work.questions:
+        result = results[question.id]
+        if isinstance(result, ServiceError):
+            return result
+        answers.append(result)
+    return answers

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from tercet.server import wire
-from tercet.server.service.answers import Vectors
+from tercet.server.service.answers import Work, ask
 from tercet.server.service.errors import InvalidArgumentError, ServiceError, to_status
+from tercet.server.service.fields import number, unknown, usage
 from tercet.server.service.rpc import Broken, count_refusal
-from tercet.server.service.sequences import Limit, Sequencer, TokenSequence
+from tercet.server.service.sequences import Limit, Sequencer
 from tercet.v1.embedding_pb2 import EmbedItem, EmbedRequest, EmbedResponse, EmbedStreamResponse, Pooling
-from tercet.v1.types_pb2 import DTYPE_FLOAT32, Tensor, Usage
+from tercet.v1.types_pb2 import DTYPE_FLOAT32, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
-    from tercet.server.channel import Channel
     from tercet.server.config import Settings
     from tercet.server.metrics import Metrics
-    from tercet.server.service.registry import Registry, ServedModel
+    from tercet.server.service.registry import Registry, Target
     from tercet.server.service.rpc import Call
+    from tercet.server.text import TextModel
 
 _T = TypeVar("_T")
 _POOLINGS: dict[int, wire.Pooling] = {
@@ -28,7 +30,9 @@ _POOLINGS: dict[int, wire.Pooling] = {
     Pooling.POOLING_CLS: "cls",
     Pooling.POOLING_LAST: "last",
     Pooling.POOLING_MAX: "max",
+    Pooling.POOLING_NONE: "none",
 }
+_FLOAT = 4  # bytes
 
 
 class EmbeddingServicer:
@@ -42,9 +46,8 @@ class EmbeddingServicer:
 
     async def embed(self, request: EmbedRequest, call: Call) -> EmbedResponse:
         """Embeds a list of inputs."""
-        model = self._registry.find(request.model, "embed")
-        call.model = model.name
-        return await self._embed(request, model, call, patient=False)
+        target = self._registry.target(request.model, "embed", call)
+        return await self._embed(request, target, call, patient=False)
 
     async def embed_stream(self, requests: AsyncIterator[EmbedRequest | Broken], call: Call) -> None:
         """Embeds list after list, working on some ahead of the one whose turn it is."""
@@ -84,71 +87,47 @@ class EmbeddingServicer:
             model = self._registry.find(request.model, "embed")
             name = model.name
             call.model = call.model or name  # of a stream, its first
-            return EmbedStreamResponse(response=await self._embed(request, model, call, patient=True))
+            answered = await self._embed(request, model.require("embed"), call, patient=True)
+            return EmbedStreamResponse(response=answered)
         except ServiceError as error:
             count_refusal(self._metrics, name, error)
             return EmbedStreamResponse(error=to_status(error))
 
-    async def _embed(self, request: EmbedRequest, model: ServedModel, call: Call, *, patient: bool) -> EmbedResponse:
+    async def _embed(self, request: EmbedRequest, target: Target, call: Call, *, patient: bool) -> EmbedResponse:
         """Answers one request. Where a queue is full, a patient one waits for its turn."""
-        text, info, channel = model.require("embed")
-        pooling, normalize = _pooling(request) or text.embedding.pooling, text.embedding.normalize
-        if request.HasField("normalize"):
-            normalize = request.normalize
+        model, text, _, channel = target
+        size = _dimensions(request, target)
+        question = partial(
+            wire.Embed,
+            pooling=_pooling(request) or text.embedding.pooling,
+            normalize=request.normalize if request.HasField("normalize") else text.embedding.normalize,
+            dimensions=request.dimensions if request.HasField("dimensions") else None,
+            deadline=call.deadline,
+        )
+        prompt = _prompt(request, text)
         self._sequencer.check_count("inputs", len(request.inputs))
         self._sequencer.check_chars("inputs", sum(len(item.text) for item in request.inputs))
+        fields = [f"inputs[{i}]" for i in range(len(request.inputs))]
         sequences = await self._sequencer.sequences(
-            model,
-            text.tokenizer,
+            target,
             request.inputs,
-            info.vocab_size,
+            fields,
             Limit(model.max_length, request.truncate, cut_to=model.max_length),
-            _path,
-            lowercase=text.embedding.lowercase,
+            respell=lambda own: (prompt + own).lower() if text.embedding.lowercase else prompt + own,
             patient=patient,
         )
-        fitting = {i: sequence for i, sequence in enumerate(sequences) if isinstance(sequence, TokenSequence)}
-        first = channel.reserve(len(fitting))
-        messages = [
-            wire.Embed(
-                id=id,
-                token_ids=sequence.token_ids,
-                type_ids=sequence.type_ids,
-                pooling=pooling,
-                normalize=normalize,
-                deadline=call.deadline,
+        works = [
+            sequence
+            if isinstance(sequence, ServiceError)
+            else Work(
+                field,
+                [question(id=channel.new_id(), token_ids=sequence.token_ids, type_ids=sequence.type_ids)],
+                sequence.truncated,
             )
-            for id, sequence in enumerate(fitting.values(), first)
+            for field, sequence in zip(fields, sequences, strict=True)
         ]
-        vectors = await self._run(model, channel, messages, [_path(i) for i in fitting], patient=patient)
-        return _response(model.name, info.embedding_size or 0, sequences, iter(vectors))
-
-    async def _run(
-        self,
-        model: ServedModel,
-        channel: Channel,
-        messages: Sequence[wire.Embed],
-        paths: Sequence[str],
-        *,
-        patient: bool,
-    ) -> list[bytes | ServiceError]:
-        """The engine's answers, in order."""
-        if not messages:
-            return []
-        tokens = [len(message.token_ids) for message in messages]
-        if patient and model.can_wait(len(messages), sum(tokens)):
-            while not model.has_room(channel, len(messages), sum(tokens)):
-                await channel.pending.change()
-        model.admit(channel, len(messages), sum(tokens))
-        vectors = Vectors(messages[0].id, paths)
-        channel.submit(messages, vectors)
-        try:
-            return await vectors.wait()
-        finally:
-            channel.cancel(range(messages[0].id, messages[0].id + len(messages)))
-            prompt_tokens = self._metrics.request_prompt_tokens.labels(model.name)
-            for count in tokens:
-                prompt_tokens.observe(count)
+        answers = await ask(target, works, wire.Embedding, self._metrics, patient=patient)
+        return _response(model.name, size, works, answers)
 
 
 def _pooling(request: EmbedRequest) -> wire.Pooling | None:
@@ -160,35 +139,50 @@ def _pooling(request: EmbedRequest) -> wire.Pooling | None:
     return _POOLINGS[request.pooling]
 
 
-def _path(place: int) -> str:
-    return f"inputs[{place}]"
+def _dimensions(request: EmbedRequest, target: Target) -> int:
+    """Components of a vector. Raises InvalidArgumentError."""
+    size = target.info.embedding_size or 0
+    return number(request, "dimensions", size, high=size)
+
+
+def _prompt(request: EmbedRequest, text: TextModel) -> str:
+    """What is put before texts. Raises InvalidArgumentError."""
+    prompts = text.embedding.prompts
+    name = request.prompt_name if request.HasField("prompt_name") else text.embedding.default_prompt
+    if not name:
+        return ""
+    if name not in prompts:
+        raise unknown("prompt_name", "prompt", prompts)
+    return prompts[name]
 
 
 def _response(
     model: str,
     size: int,
-    sequences: Sequence[TokenSequence | InvalidArgumentError],
-    answers: Iterator[bytes | ServiceError],
+    works: Sequence[Work | ServiceError],
+    answers: Sequence[Sequence[wire.Embedding] | ServiceError],
 ) -> EmbedResponse:
-    """The vectors that there are, and what became of each input. `answers` are those to the inputs that were read."""
-    rows: list[bytes] = []
+    """The vectors that there are, and what became of each input."""
+    data: list[bytes] = []
     items: list[EmbedItem] = []
-    for sequence in sequences:
-        answer = sequence
+    rows = 0
+    for work, answer in zip(works, answers, strict=True):
         item = EmbedItem()
-        if isinstance(sequence, TokenSequence):
-            answer = next(answers)
-            item.prompt_tokens = len(sequence.token_ids)
-            item.truncated = sequence.truncated
-        if isinstance(answer, bytes):
-            item.row = len(rows)
-            rows.append(answer)
-        elif isinstance(answer, ServiceError):
+        if isinstance(work, Work):
+            item.prompt_tokens = work.tokens
+            item.truncated = work.truncated
+        if isinstance(answer, ServiceError):
             item.error.CopyFrom(to_status(answer))
+        else:
+            [vectors] = answer
+            item.row = rows
+            item.rows = len(vectors.data) // (_FLOAT * size)
+            rows += item.rows
+            data.append(vectors.data)
         items.append(item)
     return EmbedResponse(
         model=model,
-        embeddings=Tensor(dtype=DTYPE_FLOAT32, shape=[len(rows), size], data=b"".join(rows)),
+        embeddings=Tensor(dtype=DTYPE_FLOAT32, shape=[rows, size], data=b"".join(data)),
         items=items,
-        usage=Usage(prompt_tokens=sum(item.prompt_tokens for item in items)),
+        usage=usage(items),
     )

@@ -13,7 +13,7 @@ ServiceError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -21,8 +21,11 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from google.protobuf.message import Message
 
+T = TypeVar("T")
 DOMAIN = "tercet"
 ENGINE_PAUSE = 0.5  # seconds until a client should come again: about what an engine takes to start again
 _LONGEST_MESSAGE = 1000  # characters; details travel in HTTP/2 headers, which are few kilobytes
@@ -75,6 +78,21 @@ class DeadlineExceededError(ServiceError):
 
 class InternalError(ServiceError):
     """A fault of the server."""
+
+
+def attempt(work: Callable[[], T]) -> T | ServiceError:
+    """What `work` gives, or the error that refuses one of several inputs, whose neighbours are not touched."""
+    try:
+        return work()
+    except InvalidArgumentError as error:
+        return error
+
+
+def unless_error(result: T | ServiceError) -> T:
+    """Raises the error that a result is."""
+    if isinstance(result, ServiceError):
+        raise result
+    return result
 
 
 class _Mapping(NamedTuple):

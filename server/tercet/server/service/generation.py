@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tercet.server import wire
-from tercet.server.service.answers import Generation as Answer
-from tercet.server.service.answers import Piece
-from tercet.server.service.errors import InvalidArgumentError
-from tercet.server.service.sampling import check_ranges, resolve, wanted_tokens
-from tercet.server.service.sequences import Limit, Sequencer, TokenSequence, check_ids, fit
-from tercet.server.text import ChatTemplateError
+from tercet.server.service.answers import Work, ask
+from tercet.server.service.errors import InvalidArgumentError, unless_error
+from tercet.server.service.outputs import Outputs, Piece
+from tercet.server.service.prompts import Prompt, Prompter
+from tercet.server.service.sampling import check, check_beams, resolve, wanted_tokens
 from tercet.v1.generation_pb2 import (
     FinishReason,
     GenerateRequest,
     GenerateResponse,
     GenerateStreamResponse,
     Generation,
-    SamplingParameters,
+    TokenLogprob,
+    TopLogprob,
 )
 from tercet.v1.types_pb2 import Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tercet.server.config import Settings
     from tercet.server.metrics import Metrics
-    from tercet.server.service.registry import Registry, ServedModel
+    from tercet.server.service.registry import Registry, Target
     from tercet.server.service.rpc import Call
-    from tercet.server.text import TextModel
+    from tercet.server.service.sequences import Sequencer
 
 _FINISH_REASONS: dict[wire.FinishReason | None, FinishReason] = {
     None: FinishReason.FINISH_REASON_UNSPECIFIED,
@@ -41,14 +43,20 @@ _FINISH_REASONS: dict[wire.FinishReason | None, FinishReason] = {
 class _Started:
     """A generation that the engine works on."""
 
-    model: str
-    prompt: TokenSequence
-    seed: int
-    answer: Answer
+    target: Target
+    prompt: Prompt
+    message: wire.Generate
+    outputs: Outputs
+    echo: bool
 
     @property
     def usage(self) -> Usage:
-        return Usage(prompt_tokens=len(self.prompt.token_ids), generated_tokens=self.answer.generated_tokens)
+        return Usage(prompt_tokens=len(self.message.token_ids), generated_tokens=self.outputs.generated_tokens)
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """What every message of the answer says."""
+        return {"truncated": self.prompt.tokens.truncated, "seed": self.message.sampling.seed}
 
 
 class GenerationServicer:
@@ -56,7 +64,7 @@ class GenerationServicer:
 
     def __init__(self, registry: Registry, sequencer: Sequencer, settings: Settings, metrics: Metrics) -> None:
         self._registry = registry
-        self._sequencer = sequencer
+        self._prompter = Prompter(sequencer, settings)
         self._settings = settings
         self._metrics = metrics
 
@@ -64,164 +72,134 @@ class GenerationServicer:
         """Answers once everything is generated."""
         started = await self._start(request, call)
         try:
-            pieces = await started.answer.outputs()
+            echoed = await self._echoed(started, call)
+            pieces = await started.outputs.whole()
         finally:
-            started.answer.close()
-        outputs = [
-            Generation(index=index, text=piece.text, token_ids=piece.token_ids, finish_reason=_reason(piece))
-            for index, piece in enumerate(pieces)
-        ]
+            started.outputs.close()
         return GenerateResponse(
-            model=started.model,
-            outputs=outputs,
+            model=started.target.model.name,
+            outputs=[Generation(index=index, **_fields(piece)) for index, piece in enumerate(pieces)],
             usage=started.usage,
-            truncated=started.prompt.truncated,
-            seed=started.seed,
+            **started.common,
+            **echoed,
         )
 
     async def generate_stream(self, request: GenerateRequest, call: Call) -> None:
         """Answers as tokens come."""
         started = await self._start(request, call)
         try:
+            first = await self._echoed(started, call)
             ended = False
             while not ended:
-                pieces = await started.answer.pieces()
-                ended = started.answer.finished
+                pieces = await started.outputs.pieces()
+                ended = started.outputs.finished
                 for index, piece in pieces:
                     last = ended and index == pieces[-1][0]
                     await call.write(
                         GenerateStreamResponse(
                             index=index,
-                            text=piece.text,
-                            token_ids=piece.token_ids,
-                            finish_reason=_reason(piece),
                             usage=started.usage if last else None,
-                            truncated=started.prompt.truncated,
-                            seed=started.seed,
+                            **_fields(piece),
+                            **started.common,
+                            **first,
                         )
                     )
+                    first = {}
         finally:
-            started.answer.close()
+            started.outputs.close()
 
     async def _start(self, request: GenerateRequest, call: Call) -> _Started:
         """Checks a request and hands it to the engine. Raises ServiceError."""
-        task = "chat" if request.WhichOneof("prompt") == "chat" else "generate"
-        model = self._registry.find(request.model, task)
-        call.model = model.name
-        text, info, channel = model.require(task)
+        target = self._registry.target(
+            request.model, "chat" if request.WhichOneof("prompt") == "chat" else "generate", call
+        )
+        model, text, info, channel = target
         sampling = request.sampling
-        self._check(sampling, info)
-        prompt = await self._prompt(request, model, text, info)
-        start_ids = list(text.generation.decoder_start_ids) if info.family == "seq2seq" else []
-        read = start_ids if info.family == "seq2seq" else prompt.token_ids  # what generated tokens follow
+        check(sampling, self._settings, info.vocab_size)
+        seq2seq = info.family == "seq2seq"
+        if sampling.echo and (seq2seq or request.HasField("chat")):
+            what = "a seq2seq model" if seq2seq else "a conversation"
+            raise InvalidArgumentError("sampling.echo", f"must not be set: outputs of {what} don't begin with it")
+        prompt = await self._prompter.prompt(request, target)
+        read = prompt.tokens.token_ids
+        start_ids = list(prompt.defaults.decoder_start_ids) if seq2seq else []
+        before = len(start_ids if seq2seq else read)  # what generated tokens follow
         message = wire.Generate(
-            id=channel.reserve(1),
-            token_ids=prompt.token_ids,
+            id=channel.new_id(),
+            token_ids=read,
             decoder_ids=start_ids,
             sampling=resolve(
                 sampling,
-                text.generation.after(len(read)),
-                wanted=wanted_tokens(sampling, text.generation, len(read)),
-                room=model.max_length - len(read),
+                prompt.defaults.after(before),
+                text.tokenizer,
+                wanted=wanted_tokens(sampling, prompt.defaults, before),
+                room=model.max_length - before,
+                forced_bos_id=prompt.forced_bos_id,
             ),
             n=sampling.n if sampling.HasField("n") else 1,
-            eos_ids=[] if sampling.ignore_eos else list(text.generation.eos_ids),
+            eos_ids=[] if sampling.ignore_eos else list(prompt.defaults.eos_ids),
             stop_ids=list(sampling.stop_token_ids.values),
             deadline=call.deadline,
         )
-        model.admit(channel, message.n, len(prompt.token_ids))
-        self._metrics.request_prompt_tokens.labels(model.name).observe(len(prompt.token_ids))
-        answer = Answer(
+        fitting = info.pages - _pages(len(read), info) - _pages(len(start_ids), info)
+        fitting //= _pages(message.sampling.max_new_tokens, info)
+        check_beams(sampling, message.sampling, message.n, rows=model.max_rows, fitting=fitting)
+        model.admit(channel, max(message.n, message.sampling.num_beams), len(read))
+        self._metrics.request_prompt_tokens.labels(model.name).observe(len(read))
+        outputs = Outputs(
             message,
             channel,
             call,
             self._metrics,
-            field=_prompt_path(request),
+            field=prompt.field,
             tokenizer=text.tokenizer,
             stop=sampling.stop.values,
+            echo=read if sampling.echo else (),
             skip_special_tokens=sampling.skip_special_tokens if sampling.HasField("skip_special_tokens") else True,
         )
-        channel.submit([message], answer)
-        return _Started(model.name, prompt, message.sampling.seed, answer)
+        channel.submit([message], outputs)
+        return _Started(target, prompt, message, outputs, sampling.echo)
 
-    def _check(self, sampling: SamplingParameters, info: wire.ModelInfo) -> None:
-        """Raises InvalidArgumentError for values out of range, lists too long, strings empty, ids unknown."""
-        check_ranges(sampling)
-        settings = self._settings
-        if sampling.HasField("n") and not 1 <= sampling.n <= settings.max_outputs:
-            raise InvalidArgumentError("sampling.n", f"{sampling.n} is not in [1, {settings.max_outputs}]")
-        for name, values in (("stop", sampling.stop.values), ("stop_token_ids", sampling.stop_token_ids.values)):
-            if len(values) > settings.max_stops:
-                problem = f"has {len(values)} elements, the limit is {settings.max_stops}"
-                raise InvalidArgumentError(f"sampling.{name}", problem)
-        for i, stop in enumerate(sampling.stop.values):
-            if not 1 <= len(stop) <= settings.max_stop_chars:
-                problem = f"has {len(stop)} characters, must have at least 1 and at most {settings.max_stop_chars}"
-                raise InvalidArgumentError(f"sampling.stop.values[{i}]", problem)
-        if sampling.stop_token_ids.values:
-            check_ids("sampling.stop_token_ids", sampling.stop_token_ids.values, info.vocab_size)
-
-    async def _prompt(
-        self, request: GenerateRequest, model: ServedModel, text: TextModel, info: wire.ModelInfo
-    ) -> TokenSequence:
-        """What the model reads. Raises InvalidArgumentError."""
-        limit = _limit(request, model, text, info)
-        match request.WhichOneof("prompt"):
-            case "chat":
-                rendered = await self._render(request, text)
-                [encoded] = await self._sequencer.encode(model, text.tokenizer, [rendered], special=False)
-                prompt = fit("chat", encoded, limit)
-            case "input":
-                [sequence] = await self._sequencer.sequences(
-                    model, text.tokenizer, [request.input], info.vocab_size, limit, lambda _: "input"
-                )
-                if isinstance(sequence, InvalidArgumentError):
-                    raise sequence
-                prompt = sequence
-            case _:
-                raise InvalidArgumentError("prompt", "must have input or chat")
-        if not prompt.token_ids:
-            raise InvalidArgumentError(_prompt_path(request), "has no tokens")
-        return prompt
-
-    async def _render(self, request: GenerateRequest, text: TextModel) -> str:
-        """The prompt of a conversation. Raises InvalidArgumentError."""
-        messages = request.chat.messages
-        if not 1 <= len(messages) <= self._settings.max_messages:
-            problem = f"has {len(messages)} elements, must have at least 1 and at most {self._settings.max_messages}"
-            raise InvalidArgumentError("chat.messages", problem)
-        for i, message in enumerate(messages):
-            if not message.role:
-                raise InvalidArgumentError(f"chat.messages[{i}].role", "must not be empty")
-            self._sequencer.check_text(f"chat.messages[{i}].role", message.role)
-            self._sequencer.check_text(f"chat.messages[{i}].content", message.content)
-        chars = sum(len(message.role) + len(message.content) for message in messages)
-        self._sequencer.check_chars("chat.messages", chars)
-        spoken = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            rendered = await self._sequencer.threads.run(chars, lambda: text.render_chat(spoken))
-        except ChatTemplateError as error:
-            raise InvalidArgumentError("chat", str(error)) from None
-        self._sequencer.check_text("chat", rendered)
-        return rendered
+    async def _echoed(self, started: _Started, call: Call) -> dict[str, Any]:
+        """What a response says of the prompt. Raises ServiceError."""
+        if not started.echo:
+            return {}
+        read, target = started.message.token_ids, started.target
+        echoed: dict[str, Any] = {"prompt_token_ids": read}
+        sampling = started.message.sampling
+        if sampling.logprobs and len(read) > 1:
+            question = wire.Score(
+                id=target.channel.new_id(),
+                token_ids=read,
+                top_logprobs=sampling.top_logprobs,
+                deadline=call.deadline,
+            )
+            [scored] = await ask(target, [Work(started.prompt.field, [question])], wire.Scored, self._metrics)
+            echoed["prompt_logprobs"] = _logprobs(unless_error(scored)[0].logprobs)
+        return echoed
 
 
-def _prompt_path(request: GenerateRequest) -> str:
-    """The path of the prompt."""
-    if request.WhichOneof("prompt") == "chat":
-        return "chat"
-    return f"input.{request.input.WhichOneof('input')}"
+def _pages(tokens: int, info: wire.ModelInfo) -> int:
+    """That so many tokens take."""
+    return -(-tokens // info.page_size)
 
 
-def _limit(request: GenerateRequest, model: ServedModel, text: TextModel, info: wire.ModelInfo) -> Limit:
-    """How long a prompt may be. A decoder's leaves room for one token, and is cut so that what is wanted fits."""
-    if info.family == "seq2seq":
-        return Limit(model.max_length, request.truncate, cut_to=model.max_length)
-    longest = model.max_length - 1
-    wanted = wanted_tokens(request.sampling, text.generation, longest)
-    keep = model.max_length - (model.max_length // 2 if wanted is None else wanted)
-    return Limit(longest, request.truncate, cut_to=min(max(keep, 1), longest), keep="end")
+def _fields(piece: Piece) -> dict[str, Any]:
+    """What outputs and pieces of them have in common."""
+    return {
+        "text": piece.text,
+        "token_ids": piece.token_ids,
+        "finish_reason": _FINISH_REASONS[piece.finish_reason],
+        "logprobs": _logprobs(piece.logprobs),
+        "score": piece.score,
+    }
 
 
-def _reason(piece: Piece) -> FinishReason:
-    return _FINISH_REASONS[piece.finish_reason]
+def _logprobs(tokens: Sequence[wire.TokenLogprob]) -> list[TokenLogprob]:
+    return [
+        TokenLogprob(
+            logprob=token.logprob,
+            top=[TopLogprob(token_id=i, logprob=p) for i, p in zip(token.top_ids, token.top_logprobs, strict=True)],
+        )
+        for token in tokens
+    ]

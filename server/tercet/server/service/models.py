@@ -12,7 +12,6 @@ from tercet.v1.models_pb2 import (
     ListModelsResponse,
     Model,
     ModelState,
-    Task,
 )
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ _FAMILIES = {
     "decoder": Family.FAMILY_DECODER,
     "seq2seq": Family.FAMILY_SEQ2SEQ,
 }
-_TASKS = {"embed": Task.TASK_EMBED, "generate": Task.TASK_GENERATE, "chat": Task.TASK_CHAT}
 _STATES = {
     State.LOADING: ModelState.MODEL_STATE_LOADING,
     State.READY: ModelState.MODEL_STATE_READY,
@@ -55,19 +53,28 @@ class ModelServicer:
         if state == ModelState.MODEL_STATE_READY and not model.ready:
             state = ModelState.MODEL_STATE_LOADING
         described = Model(name=model.name, state=ModelState.MODEL_STATE_DRAINING if self._registry.draining else state)
-        info = model.engine.info
+        info, text, tasks = model.engine.info, model.text, model.tasks or ()
         if info is not None:
             described.MergeFrom(
                 Model(
                     family=_FAMILIES[info.family],
                     architecture=info.architecture,
-                    tasks=[_TASKS[task] for task in model.tasks or ()],
+                    tasks=[f"TASK_{task.upper()}" for task in tasks],
                     max_length=model.max_length,
                     vocab_size=info.vocab_size,
-                    embedding_size=info.embedding_size,
+                    embedding_size=info.embedding_size if "embed" in tasks else None,
                     dtype=info.dtype,
                     device=info.device,
                     parameters=info.parameters,
+                )
+            )
+        if text is not None:
+            described.MergeFrom(
+                Model(
+                    labels=text.labels if {"classify", "tag"} & set(tasks) else (),
+                    mask_token=text.mask[0] if text.mask is not None and "fill_mask" in tasks else "",
+                    prompts=sorted(text.embedding.prompts),
+                    generation_tasks=sorted(text.tasks),
                 )
             )
         return described

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tercet.server.service.errors import (
     ENGINE_PAUSE,
@@ -20,12 +20,22 @@ if TYPE_CHECKING:
     from tercet.server import wire
     from tercet.server.channel import Channel
     from tercet.server.config import Settings
+    from tercet.server.service.rpc import Call
     from tercet.server.supervisor import Engine
     from tercet.server.text import TextModel
 
-Task = Literal["embed", "generate", "chat"]
+Task = Literal["embed", "generate", "chat", "rerank", "classify", "zero_shot", "tag", "fill_mask", "answer", "score"]
 _LONGEST_NAME = 64  # characters of a name in an error
 _SOONEST, _LATEST = 0.01, 5.0  # seconds after which a refused client is told to come again
+
+
+class Target(NamedTuple):
+    """A model that answers, and what a request of it needs."""
+
+    model: ServedModel
+    text: TextModel
+    info: wire.ModelInfo
+    channel: Channel
 
 
 class ServedModel:
@@ -36,8 +46,11 @@ class ServedModel:
         self.engine = engine
         self.text: TextModel | None = None
         self._settings = settings
+        own = next(model for model in settings.models if model.name == self.name)
         # what an administrator sets wins over what sentence-transformers was told
-        self._length_is_set = any(m.name == self.name and m.max_length is not None for m in settings.models)
+        self._length_is_set = own.max_length is not None
+        self.max_rows = own.max_rows
+        """Sequences of one batch."""
 
     @property
     def ready(self) -> bool:
@@ -54,8 +67,22 @@ class ServedModel:
         """What it can be asked; None until that is known."""
         if self.engine.info is None or self.text is None:
             return None
-        tasks: list[Task] = [task for task in ("embed", "generate") if task in self.engine.info.tasks]
-        return [*tasks, "chat"] if "generate" in tasks and self.text.chat_template is not None else tasks
+        own, text = self.engine.info.tasks, self.text
+        fills = text.mask is not None
+        generates, classifies = "generate" in own, "classify" in own
+        able: dict[Task, bool] = {
+            "embed": "embed" in own,
+            "generate": generates,
+            "chat": generates and text.chat_template is not None,
+            "rerank": classifies and self.engine.info.labels == 1,
+            "classify": classifies,
+            "zero_shot": classifies and text.entailment is not None,
+            "tag": "tag" in own,
+            "fill_mask": "fill_mask" in own and fills,
+            "answer": "answer" in own,
+            "score": "score" in own and (generates or fills),
+        }
+        return [task for task, can in able.items() if can]
 
     @property
     def max_length(self) -> int:
@@ -63,7 +90,7 @@ class ServedModel:
         if self.engine.info is None or self.text is None:
             return 0
         longest, own = self.engine.info.max_length, self.text.embedding.max_length
-        if "embed" in self.engine.info.tasks and own is not None and not self._length_is_set:
+        if "generate" not in self.engine.info.tasks and own is not None and not self._length_is_set:
             return min(longest, own)
         return longest
 
@@ -73,8 +100,8 @@ class ServedModel:
             raise UnavailableError(f"model {self.name!r} is loading", retry_after=ENGINE_PAUSE)
         return self.text
 
-    def require(self, task: Task) -> tuple[TextModel, wire.ModelInfo, Channel]:
-        """What a request of that kind needs. Raises UnsupportedTaskError or UnavailableError."""
+    def require(self, task: Task) -> Target:
+        """Itself with what a request of that kind needs. Raises UnsupportedTaskError or UnavailableError."""
         text, info, channel = self.text, self.engine.info, self.engine.channel
         if self.tasks is not None and task not in self.tasks:
             raise UnsupportedTaskError(f"model {self.name!r} can't {task}; it can {' and '.join(self.tasks)}")
@@ -83,7 +110,7 @@ class ServedModel:
         if text is None or info is None or channel is None:
             state = self.engine.state.name.lower()
             raise UnavailableError(f"model {self.name!r} is {state}", retry_after=ENGINE_PAUSE)
-        return text, info, channel
+        return Target(self, text, info, channel)
 
     def can_wait(self, sequences: int, tokens: int) -> bool:
         """Whether its queue will take so many once enough are answered, before it is empty."""
@@ -144,6 +171,12 @@ class Registry:
         if any(model.tasks is None for model in able):
             raise UnavailableError("models are loading", retry_after=ENGINE_PAUSE)
         raise InvalidArgumentError("model", f"must be one of {', '.join(model.name for model in able)}")
+
+    def target(self, name: str, task: Task, call: Call) -> Target:
+        """The model that a call addresses, ready for the task; the call learns its name. Raises as `find` does."""
+        model = self.find(name, task)
+        call.model = model.name
+        return model.require(task)
 
     def _listed(self) -> str:
         return ", ".join(f"{m.name} ({', '.join(m.tasks)})" if m.tasks else m.name for m in self.models.values())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from tercet.server.service.errors import InvalidArgumentError
+from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt
 from tercet.server.service.threads import TextThreads
 
 if TYPE_CHECKING:
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
 
     from tercet.server.config import Settings
     from tercet.server.metrics import Metrics
-    from tercet.server.service.registry import ServedModel
-    from tercet.server.text import Encoded, Tokenizer
+    from tercet.server.service.registry import ServedModel, Target
+    from tercet.server.text import Cut, Encoded, Tokenizer
     from tercet.v1.types_pb2 import TextInput
 
+T = TypeVar("T")
 _DIRECT_CHARS = 2000  # texts up to this in all are tokenized where they are: a thread would cost more than it frees
 
 
@@ -39,6 +41,8 @@ class Limit:
     cut_to: int
     """Tokens that are kept of a longer one."""
     keep: Literal["start", "end"] = "start"
+    cut: Cut = "longest"
+    """Which text of a pair is cut."""
 
 
 class Sequencer:
@@ -68,6 +72,13 @@ class Sequencer:
             limit = self._settings.max_call_chars
             raise InvalidArgumentError(field, f"has {chars} characters in all, the limit is {limit}")
 
+    async def run(self, size: int, work: Callable[[], T], *, patient: bool = False) -> T:
+        """Runs work on `size` characters or tokens where it disturbs no one.
+
+        Raises OverloadedError where too much waits; patient work waits too.
+        """
+        return work() if size <= _DIRECT_CHARS else await self.threads.run(size, work, patient=patient)
+
     async def encode(
         self,
         model: ServedModel,
@@ -78,58 +89,90 @@ class Sequencer:
         spans: bool = False,
         patient: bool = False,
     ) -> list[Encoded]:
-        """Tokenizes texts. Raises OverloadedError where too many wait; patient ones wait too."""
-        if not texts:
-            return []
+        """Tokenizes texts. Raises as `run`."""
+
+        def by_one() -> list[Encoded]:
+            return [tokenizer.encode(text, special, spans) for text in texts]
+
+        def together() -> list[Encoded]:
+            return tokenizer.encode_batch(texts, special, spans)
+
+        return await self._timed(model, sum(map(len, texts)), by_one, together, patient=patient)
+
+    async def encode_pairs(
+        self, model: ServedModel, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], *, spans: bool = False
+    ) -> list[Encoded]:
+        """Tokenizes pairs of texts. Raises as `run`."""
+
+        def by_one() -> list[Encoded]:
+            return [tokenizer.encode_pair(first, second, spans) for first, second in pairs]
+
+        def together() -> list[Encoded]:
+            return tokenizer.encode_pairs(pairs, spans)
+
+        return await self._timed(model, sum(len(first) + len(second) for first, second in pairs), by_one, together)
+
+    async def _timed(
+        self,
+        model: ServedModel,
+        chars: int,
+        by_one: Callable[[], list[Encoded]],
+        together: Callable[[], list[Encoded]],
+        *,
+        patient: bool = False,
+    ) -> list[Encoded]:
+        """Tokenizes in threads of the tokenizer's own, or, where that would cost more than it brings, one by one."""
+        if not chars:
+            return by_one()
         start = time.monotonic()
-        chars = sum(map(len, texts))
-        if chars <= _DIRECT_CHARS:
-            encoded = [tokenizer.encode(text, special, spans) for text in texts]
-        else:
-            encoded = await self.threads.run(
-                chars, lambda: tokenizer.encode_batch(texts, special, spans), patient=patient
-            )
+        encode = by_one if chars <= _DIRECT_CHARS else together
+        encoded = await self.run(chars, encode, patient=patient)
         self._metrics.tokenize.labels(model.name).observe(time.monotonic() - start)
         return encoded
 
     async def sequences(
         self,
-        model: ServedModel,
-        tokenizer: Tokenizer,
+        target: Target,
         inputs: Sequence[TextInput],
-        vocab_size: int,
+        fields: Sequence[str],
         limit: Limit,
-        field: Callable[[int], str],
         *,
-        lowercase: bool = False,
+        tokenizer: Tokenizer | None = None,
+        respell: Callable[[str], str] = str,
         patient: bool = False,
-    ) -> list[TokenSequence | InvalidArgumentError]:
-        """For each input its sequence, or why it is refused. `field` gives the path of an input in the request.
-
-        Raises OverloadedError where too many texts wait to be tokenized; patient ones wait too.
+    ) -> list[TokenSequence | ServiceError]:
+        """For each input its sequence, or why it is refused; `fields`: their paths, `respell`: what is tokenized for a
+        text, `tokenizer`: where it is not the model's own. Raises as `run`.
         """
-        results: list[TokenSequence | InvalidArgumentError | None] = [None] * len(inputs)
-        texts: list[str] = []
-        places: list[int] = []
-        for i, item in enumerate(inputs):
-            which = item.WhichOneof("input")
-            try:
-                if which == "text":
-                    self.check_text(f"{field(i)}.text", item.text)
-                    texts.append(item.text.lower() if lowercase else item.text)
-                    places.append(i)
-                elif which == "token_ids":
-                    results[i] = fit_ids(f"{field(i)}.token_ids", item.token_ids.values, vocab_size, limit)
-                else:
-                    raise InvalidArgumentError(field(i), "must have text or token_ids")
-            except InvalidArgumentError as error:
-                results[i] = error
-        for i, encoded in zip(places, await self.encode(model, tokenizer, texts, patient=patient), strict=True):
-            try:
-                results[i] = fit(f"{field(i)}.text", encoded, limit)
-            except InvalidArgumentError as error:
-                results[i] = error
-        return [result for result in results if result is not None]
+        given = [
+            attempt(partial(self._given, target, item, field, limit))
+            for item, field in zip(inputs, fields, strict=True)
+        ]
+        texts = {i: respell(one) for i, one in enumerate(given) if isinstance(one, str)}
+        by = tokenizer or target.text.tokenizer
+        encoded = await self.encode(target.model, by, list(texts.values()), patient=patient)
+        read = {
+            i: attempt(partial(fit, f"{fields[i]}.text", one, limit)) for i, one in zip(texts, encoded, strict=True)
+        }
+        return [read[i] if isinstance(one, str) else one for i, one in enumerate(given)]
+
+    def _given(self, target: Target, item: TextInput, field: str, limit: Limit) -> str | TokenSequence:
+        """The text of an input, or its sequence where it has token ids. Raises InvalidArgumentError."""
+        match item.WhichOneof("input"):
+            case "text":
+                self.check_text(f"{field}.text", item.text)
+                return item.text
+            case "token_ids":
+                return fit_ids(f"{field}.token_ids", item.token_ids.values, target.info.vocab_size, limit)
+            case _:
+                raise InvalidArgumentError(field, "must have text or token_ids")
+
+    async def pairs(
+        self, target: Target, pairs: Sequence[tuple[str, str]], fields: Sequence[str], limit: Limit
+    ) -> list[TokenSequence | ServiceError]:
+        """For each pair of texts its sequence, or why it is refused; `fields`: their paths. Raises as `run`."""
+        encoded = await self.encode_pairs(target.model, target.text.tokenizer, pairs)
+        return [attempt(partial(fit, field, one, limit)) for field, one in zip(fields, encoded, strict=True)]
 
 
 def check_ids(field: str, values: Sequence[int], vocab_size: int, first: int = 0) -> list[int]:
@@ -154,13 +197,14 @@ def fit(field: str, encoded: Encoded, limit: Limit) -> TokenSequence:
         return _sequence(encoded.ids, encoded.type_ids, truncated=False)
     if not limit.truncate:
         raise _too_long(field, len(encoded.ids), limit)
-    if encoded.added_before + encoded.added_after > limit.cut_to:
-        raise InvalidArgumentError(field, f"can't be cut to {limit.cut_to} tokens: its special tokens are more")
+    try:
+        cut = encoded.truncated(limit.cut_to, limit.cut)
+    except ValueError as error:
+        raise InvalidArgumentError(field, f"can't be cut to {limit.cut_to} tokens: {error}") from None
     if limit.keep == "start":
-        cut = encoded.truncated(limit.cut_to)
         return _sequence(cut.ids, cut.type_ids, truncated=True)
     first = encoded.added_before
-    rest = len(encoded.ids) - (limit.cut_to - first)
+    rest = len(encoded) - (limit.cut_to - first)
     return _sequence(
         encoded.ids[:first] + encoded.ids[rest:], encoded.type_ids[:first] + encoded.type_ids[rest:], truncated=True
     )

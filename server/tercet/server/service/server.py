@@ -18,10 +18,12 @@ from tercet.server.service.health import Health
 from tercet.server.service.models import ModelServicer
 from tercet.server.service.registry import Registry
 from tercet.server.service.rpc import Gate, handler
+from tercet.server.service.scoring import ScoringServicer
 from tercet.server.service.sequences import Sequencer
 from tercet.server.service.text import TextServicer
+from tercet.server.service.understanding import UnderstandingServicer
 from tercet.server.text import load_text_model
-from tercet.v1 import embedding_pb2, generation_pb2, models_pb2, text_pb2
+from tercet.v1 import embedding_pb2, generation_pb2, models_pb2, scoring_pb2, text_pb2, understanding_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -57,6 +59,8 @@ class Server:
             (models_pb2, ModelServicer(self._registry)),
             (embedding_pb2, EmbeddingServicer(self._registry, sequencer, settings, metrics)),
             (generation_pb2, GenerationServicer(self._registry, sequencer, settings, metrics)),
+            (understanding_pb2, UnderstandingServicer(self._registry, sequencer, settings, metrics)),
+            (scoring_pb2, ScoringServicer(self._registry, sequencer, settings, metrics)),
             (text_pb2, TextServicer(self._registry, sequencer)),
         ]
         services = [(module.DESCRIPTOR.services_by_name.values()[0], servicer) for module, servicer in served]

@@ -8,7 +8,7 @@ pieces = [decoder.push([token_id]) for token_id in ids] + [decoder.finish()]
 
 from tercet.server.text.chat import ChatTemplate
 from tercet.server.text.embedding import EmbeddingDefaults
-from tercet.server.text.encoded import Encoded
+from tercet.server.text.encoded import Cut, Encoded
 from tercet.server.text.errors import ChatTemplateError, CheckpointTextError
 from tercet.server.text.generation import GenerationDefaults, TaskDefaults
 from tercet.server.text.incremental import IncrementalDecoder
@@ -20,6 +20,7 @@ __all__ = [
     "ChatTemplate",
     "ChatTemplateError",
     "CheckpointTextError",
+    "Cut",
     "EmbeddingDefaults",
     "Encoded",
     "GenerationDefaults",

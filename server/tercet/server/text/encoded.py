@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import tokenizers
+
+Cut = Literal["first", "second", "longest"]
 
 
 @dataclass(frozen=True)
 class Encoded:
     """One text, or a pair of texts, as tokens: parallel lists, one entry a token.
 
-    Tokens of a text's middle can be left out, where it is cut or divided into windows; of a pair's, the second text's.
+    Tokens can be left out, where a text is cut or divided into windows, which of a pair the second text alone is.
     """
 
     ids: list[int]
@@ -23,6 +27,8 @@ class Encoded:
     added_after: int
     """How many tokens at either end always stay: those that the tokenizer added ([CLS], [SEP], ...), and of a pair the
     first text."""
+    first: range = range(0)
+    """Of a pair the tokens of the first text."""
     tokens: list[str] = field(default_factory=list[str])
     """As the vocabulary spells them; none, as of all that follows, unless spans were asked for."""
     starts: list[int] = field(default_factory=list[int])
@@ -36,12 +42,30 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def truncated(self, max_length: int) -> Encoded:
-        """At most `max_length` tokens: the text, of a pair the second, loses its end.
+    def truncated(self, max_length: int, cut: Cut = "second") -> Encoded:
+        """At most `max_length` tokens: the text, of a pair the one that is to be cut, loses its end.
 
-        Raises ValueError if the tokens that stay are more alone.
+        Where that is the longest of a pair the shorter text keeps up to half of the room, as tokenizers has it. Raises
+        ValueError if the tokens that stay are more alone.
         """
-        return self if len(self) <= max_length else self._window(0, self._room(max_length))
+        if len(self) <= max_length:
+            return self
+        first, second = len(self.first), len(self) - self.added_before - self.added_after
+        room = max_length - (len(self) - first - second)
+        if cut == "longest" and first:
+            shorter = min(first, second, room // 2)
+            keep = shorter if second < first else room - shorter
+        else:
+            keep = second if cut == "first" and first else room - first
+        if not 0 <= keep <= room:
+            raise ValueError(f"{max_length - min(keep, room - keep)} special tokens don't fit into {max_length}")
+        return self._of(
+            [
+                *range(self.first.start + room - keep),
+                *range(self.first.stop, self.added_before + keep),
+                *range(len(self) - self.added_after, len(self)),
+            ]
+        )
 
     def windows(self, max_length: int, overlap: int) -> list[Encoded]:
         """Windows of at most `max_length` tokens on the text, of a pair the second; neighbours share `overlap` of them.
@@ -51,40 +75,37 @@ class Encoded:
         """
         if len(self) <= max_length:
             return [self]
-        room, length = self._room(max_length), len(self) - self.added_before - self.added_after
+        stay = self.added_before + self.added_after
+        room, length = max_length - stay, len(self) - stay
+        if room < 0:
+            raise ValueError(f"{stay} special tokens don't fit into {max_length}")
         if room <= overlap:
             raise ValueError(f"windows of {room} tokens can't overlap by {overlap}")
-        starts = range(0, max(length - overlap, 1), room - overlap)
-        return [self._window(start, min(start + room, length)) for start in starts]
+        before, after = range(self.added_before), range(len(self) - self.added_after, len(self))
+        starts = range(self.added_before, self.added_before + max(length - overlap, 1), room - overlap)
+        return [self._of([*before, *range(start, min(start + room, after.start)), *after]) for start in starts]
 
-    def _room(self, max_length: int) -> int:
-        room = max_length - self.added_before - self.added_after
-        if room < 0:
-            raise ValueError(f"{self.added_before + self.added_after} special tokens don't fit into {max_length}")
-        return room
-
-    def _window(self, start: int, end: int) -> Encoded:
-        """Tokens `start` to `end` of the text, and those that stay."""
-        first, last = self.added_before + start, self.added_before + end
-        after = len(self) - self.added_after
-
-        def cut(entries: list[Any]) -> list[Any]:
-            return [*entries[: self.added_before], *entries[first:last], *entries[after:]]
-
+    def _of(self, kept: Sequence[int]) -> Encoded:
+        """Some of the tokens."""
         lists = {each.name: value for each in fields(self) if isinstance(value := getattr(self, each.name), list)}
-        return replace(self, **{name: cut(entries) for name, entries in lists.items() if entries})
+        chosen = {name: [entries[i] for i in kept] for name, entries in lists.items() if entries}
+        first = range(self.first.start, self.first.start + sum(i in self.first for i in kept))
+        return replace(self, **chosen, first=first, added_before=sum(i < self.added_before for i in kept))
 
 
 def from_encoding(encoding: tokenizers.Encoding, spans: bool) -> Encoded:
     """What the Rust library made of one text or pair."""
+    first = range(0)
     if encoding.n_sequences > 1:
-        stays = [sequence != 1 for sequence in encoding.sequence_ids]
+        sequences = encoding.sequence_ids
+        stays = [sequence != 1 for sequence in sequences]
+        first = range(sequences.index(0), sequences.index(0) + sequences.count(0)) if 0 in sequences else first
     else:
         # 1 for what the post-processor added, 0 for special tokens in the text
         stays = [bool(added) for added in encoding.special_tokens_mask]
     before = next((i for i, flag in enumerate(stays) if not flag), len(stays))
     after = next((i for i, flag in enumerate(reversed(stays)) if not flag), 0)
-    plain = Encoded(encoding.ids, encoding.type_ids, before, after)
+    plain = Encoded(encoding.ids, encoding.type_ids, before, after, first)
     if not spans:
         return plain
     offsets = encoding.offsets

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+# Special tokens as older folders spell them that state none: BERT's kin, RoBERTa's.
+_SPELLINGS = {
+    "mask_token": ("[MASK]", "<mask>"),
+    "cls_token": ("[CLS]", "<s>"),
+    "unk_token": ("[UNK]", "<unk>"),
+}
+
 
 @dataclass(frozen=True)
 class TextModel:
@@ -40,6 +47,12 @@ class TextModel:
     """What turns the head's outputs into scores; None where not stated."""
     mask: tuple[str, int] | None
     """What stands for a token to fill in, and its id."""
+    start_id: int | None = None
+    """The token that sequences of an encoder begin with ([CLS])."""
+    unknown_id: int | None = None
+    """What stands for what the vocabulary lacks."""
+    padding_id: int | None = None
+    """What the model's configuration names as padding, which heads that read the last token pass over."""
 
     @property
     def entailment(self) -> int | None:
@@ -96,6 +109,7 @@ def _load_folder(folder: Path) -> TextModel:
     backend, special_tokens, file = folder_tokenizer(folder, config)
     tokenizer = Tokenizer(backend, clean_up=config.boolean("clean_up_tokenization_spaces", False))
     model_config = Fields.read(folder / "config.json")
+    mask, start, unknown = (_token(tokenizer, special_tokens, name) for name in _SPELLINGS)
     return TextModel(
         source=folder,
         tokenizer=tokenizer,
@@ -107,7 +121,11 @@ def _load_folder(folder: Path) -> TextModel:
         labels=read_labels(model_config),
         problem_type=model_config.string("problem_type", None),
         activation=read_activation(model_config),
-        mask=_mask(tokenizer, special_tokens),
+        mask=mask,
+        # without a mask token "<s>" is what a decoder's sequences begin with
+        start_id=start[1] if start and (mask or "cls_token" in special_tokens) else None,
+        unknown_id=unknown[1] if unknown else None,
+        padding_id=model_config.integer("pad_token_id", None, -1),
     )
 
 
@@ -133,10 +151,13 @@ def _load_gguf(file: Path) -> TextModel:
     )
 
 
-def _mask(tokenizer: Tokenizer, special_tokens: Mapping[str, str]) -> tuple[str, int] | None:
-    token = special_tokens.get("mask_token")
-    token_id = None if token is None else tokenizer.backend.token_to_id(token)
-    return None if token is None or token_id is None else (token, token_id)
+def _token(tokenizer: Tokenizer, named: Mapping[str, str], name: str) -> tuple[str, int] | None:
+    """A named special token and its id: as stated, else as the tokenizers that state none spell it."""
+    for token in [named[name]] if name in named else _SPELLINGS[name]:
+        token_id = tokenizer.backend.token_to_id(token)
+        if token_id is not None:
+            return token, token_id
+    return None
 
 
 def _model_max_length(config: Fields) -> int | None:

@@ -10,8 +10,8 @@ import pytest
 
 from tercet.server import wire
 from tercet.server.metrics import Metrics
-from tercet.server.service.answers import Generation
 from tercet.server.service.errors import EngineLostError, InvalidArgumentError
+from tercet.server.service.outputs import Outputs
 from tercet.server.text import load_text_model
 
 if TYPE_CHECKING:
@@ -22,18 +22,18 @@ Cancelled = list[tuple[int, int] | int]
 
 
 @pytest.fixture
-def begin(checkpoints: dict[str, Path]) -> Callable[..., tuple[Generation, Cancelled]]:
+def begin(checkpoints: dict[str, Path]) -> Callable[..., tuple[Outputs, Cancelled]]:
     """Begins a generation with id 7; gives it, and a list of what is cancelled."""
     tokenizer = load_text_model(checkpoints["decoder"]).tokenizer
 
-    def begin(n: int = 1, stop: tuple[str, ...] = ()) -> tuple[Generation, Cancelled]:
+    def begin(n: int = 1, stop: tuple[str, ...] = ()) -> tuple[Outputs, Cancelled]:
         cancelled: Cancelled = []
         channel = SimpleNamespace(
             cancel=cancelled.extend, cancel_sample=lambda id, sample: cancelled.append((id, sample))
         )
         call = SimpleNamespace(model="m", stage="queued", started=0.0)
         message = wire.Generate(id=7, token_ids=[5], sampling=wire.Sampling(max_new_tokens=9), n=n)
-        answer = Generation(
+        answer = Outputs(
             message,
             channel,  # type: ignore[arg-type]
             call,  # type: ignore[arg-type]
@@ -41,6 +41,7 @@ def begin(checkpoints: dict[str, Path]) -> Callable[..., tuple[Generation, Cance
             field="input.text",
             tokenizer=tokenizer,
             stop=stop,
+            echo=(),
             skip_special_tokens=True,
         )
         return answer, cancelled
@@ -52,7 +53,7 @@ def tokens(*ids: int, sample: int = 0, finish: wire.FinishReason | None = None) 
     return wire.Tokens(id=7, sample=sample, token_ids=list(ids), finish_reason=finish)
 
 
-def taken(answer: Generation) -> list[tuple[int, str, list[int], str | None]]:
+def taken(answer: Outputs) -> list[tuple[int, str, list[int], str | None]]:
     """What a reader gets now."""
     return [(index, piece.text, piece.token_ids, piece.finish_reason) for index, piece in asyncio.run(answer.pieces())]
 
@@ -109,7 +110,7 @@ def test_a_refusal_and_a_death_are_errors(begin):
     answer, _ = begin()
     assert answer.receive(wire.Rejected(id=7, reason="invalid", message="too odd"))
     with pytest.raises(InvalidArgumentError, match=r"input\.text: too odd"):
-        asyncio.run(answer.outputs())
+        asyncio.run(answer.whole())
     answer, _ = begin()
     answer.receive(tokens(6, 7))
     taken(answer)
