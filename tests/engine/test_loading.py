@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from support.checkpoints import VOCAB_SIZE, tiny_bert, tiny_llama, tiny_t5
+from support.architectures import LABELS
+from support.checkpoints import VOCAB_SIZE, save, tiny_bert, tiny_llama, tiny_t5
 from support.engine import generate, null_engine, run, settings
 from tercet.kernels import dispatch
 from tercet.server.engine.loading import StartError, load_engine, warm_up
@@ -57,6 +59,45 @@ def test_what_stops_an_engine(tmp_path, changes, error, words):
     source = str(tiny_llama(tmp_path))
     with pytest.raises(error, match=words):
         load_engine(settings(**{"source": source} | changes), lambda report: None)
+
+
+def test_torchs_files_need_permission(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    save(tmp_path, "bert", "BertForSequenceClassification")
+    torch.save(load_file(weights), tmp_path / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="--allow-pickle"):
+        load_engine(settings(source=str(tmp_path)), lambda report: None)
+    _, info = load_engine(settings(source=str(tmp_path), allow_pickle=True), lambda report: None)
+    assert (info.tasks, info.labels, info.pages) == (["embed", "classify"], LABELS, 0)
+
+
+def test_an_adapter_is_merged(tmp_path):
+    """One that isn't there is refused by name, so the setting reaches the checkpoint."""
+    source, adapter = str(save(tmp_path, "llama")), str(tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=adapter):
+        load_engine(settings(source=source, adapter=adapter), lambda report: None)
+
+
+@pytest.mark.parametrize(
+    ("row", "head", "tasks", "labels"),
+    [
+        ("bert", "BertModel", [], 0),
+        ("bert", "BertForMaskedLM", ["fill_mask", "score"], 0),
+        ("bert", "BertForTokenClassification", ["tag"], LABELS),
+        ("bert", "BertForQuestionAnswering", ["answer"], 0),
+        ("llama", "LlamaForSequenceClassification", ["classify"], LABELS),
+        ("bart", "BartForSequenceClassification", ["classify"], LABELS),
+        ("t5", "T5EncoderModel", [], 0),
+    ],
+)
+def test_heads_say_what_a_model_can_do(tmp_path, row, head, tasks, labels):
+    """And what does not generate has no pages."""
+    source = str(save(tmp_path, row, head))
+    _, info = load_engine(settings(source=source), lambda report: None)
+    assert info.tasks == ["embed", *tasks]
+    assert (info.labels, info.pages) == (labels, 0)
+    assert info.max_length <= 64
 
 
 @pytest.mark.parametrize("family", ["encoder", "decoder", "seq2seq"])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from support.engine import DECODER_START, expected, generate, null_engine, prompts, request, run
-from support.null_model import POISON, VOCAB_SIZE, hashed, scores
+from support.engine import DECODER_START, engine_of, expected, generate, null_engine, prompts, request, run
+from support.null_model import POISON, VOCAB_SIZE, NullModel, hashed, scores
 from tercet.server.wire import Embed, FillMask, Predict, Score
 
 MASKS = SimpleNamespace(task="fill_mask", outputs=VOCAB_SIZE, reads="all", dense=None)
@@ -90,6 +90,25 @@ def test_every_family_embeds(family, layout):
             features = [float(token + 1000 * place) for place, token in enumerate(ids)]
         wanted = features[-1:] if pooling[key % 3] == "last" else features
         assert np.frombuffer(answers.vectors[key], "<f4").tolist() == wanted
+
+
+def test_vectors_are_mapped_then_cut_then_normalised():
+    """The features of tokens are not mapped; here a vector is its number three times."""
+    model = NullModel("encoder", embedding_size=3)
+    engine = engine_of(model)
+    rows = [
+        Embed(id=0, token_ids=[5, 6], pooling="cls", normalize=False),
+        Embed(id=1, token_ids=[5, 6], pooling="cls", normalize=True, dimensions=2),
+        Embed(id=2, token_ids=[5, 6], pooling="cls", normalize=False, dimensions=1),
+        Embed(id=3, token_ids=[5, 6], pooling="none", normalize=False, dimensions=1),
+        Embed(id=4, token_ids=[5, 6], pooling="none", normalize=False, dimensions=2),
+    ]
+    answers = run(engine, *rows)
+    wanted = [[5, 5, 5], [0.5**0.5] * 2, [5], [5, 1006]]
+    for key, vector in enumerate(wanted):
+        np.testing.assert_allclose(np.frombuffer(answers.vectors[key], "<f4"), vector, rtol=1e-6)
+    assert answers.rejected == {4: "invalid"}
+    assert len(model.batches) == 1
 
 
 @pytest.mark.parametrize("max_rows", [3, 8])

@@ -26,8 +26,8 @@ TEXTS = [random_ids(random.Random(key), 3, 40) for key in range(9)]
 SOURCES = [random_ids(random.Random(100 + key), 1, 50) for key in range(9)]
 
 
-def load(folder):
-    return load_model(folder, device=torch.device("cpu"), dtype="float32", max_length=90)
+def load(folder, max_length=90):
+    return load_model(folder, device=torch.device("cpu"), dtype="float32", max_length=max_length)
 
 
 @pytest.fixture(scope="module", params=["decoder", "seq2seq"])
@@ -156,3 +156,31 @@ def test_heads_are_those_of_transformers(tmp_path, row, head, layout):
             for scores, ids, likely in zip(wanted, found.token_ids, found.logprobs, strict=True):
                 assert ids == sorted(allowed, key=lambda token, scores=scores: -scores[token])[: message.top_k]
                 np.testing.assert_allclose(likely, scores[ids], **TOLERANCE)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("head", ["BartForSequenceClassification", "BartForQuestionAnswering"])
+def test_heads_of_seq2seq_models_are_those_of_transformers(tmp_path, head, layout):
+    """The decoder reads the text again, one place later; beside embeddings."""
+    folder = save(tmp_path, "bart", head)
+    theirs = getattr(transformers, head).from_pretrained(folder, dtype=torch.float32).eval()
+    start, end = theirs.config.decoder_start_token_id, theirs.config.eos_token_id
+    texts = [[*[token for token in ids if token != end][:39], end] for ids in TEXTS]
+    rows = [Predict(id=key, token_ids=ids, decoder_ids=[start, *ids[:-1]]) for key, ids in enumerate(texts)]
+    embeds = [
+        Embed(id=50 + key, token_ids=ids[:40], pooling="mean", normalize=False) for key, ids in enumerate(SOURCES)
+    ]
+    answers = run(engine_of(load(folder, 41), layout=layout, max_batch_tokens=200, max_rows=7), *rows, *embeds)
+    for message in rows:
+        with torch.inference_mode():
+            output = theirs(torch.tensor([message.token_ids]))
+        wanted = (
+            torch.stack([output.start_logits[0], output.end_logits[0]], -1) if "Answering" in head else output.logits[0]
+        )
+        found = np.frombuffer(answers.vectors[message.id], "<f4").reshape(wanted.shape)
+        np.testing.assert_allclose(found, wanted, **TOLERANCE)
+    for message in embeds:
+        with torch.inference_mode():
+            (hidden,) = theirs.get_encoder()(torch.tensor([message.token_ids])).last_hidden_state
+        np.testing.assert_allclose(np.frombuffer(answers.vectors[message.id], "<f4"), hidden.mean(0), **TOLERANCE)
+    assert all(stats.host_to_device_copies == 1 for stats in answers.stats)

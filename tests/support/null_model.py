@@ -125,6 +125,9 @@ class NullModel:
                 hidden[start + index] = hashed(tokens[: index + 1], first)
         return hidden
 
+    def project(self, vectors):
+        return torch.cat([vectors] * self.embedding_size, dim=1)
+
     def logits(self, hidden):
         return torch.stack([scores(int(state)) for state in hidden[:, 0]])
 

@@ -53,6 +53,8 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
         device=device,
         dtype=settings.dtype,
         max_length=settings.max_length,
+        adapter=Path(settings.adapter) if settings.adapter else None,
+        allow_pickle=settings.allow_pickle,
         progress=_weight_progress(settings, report),
     )
     _check_kernels(model)

@@ -115,7 +115,7 @@ class Vectors:
             vectors = hidden.index_select(0, fields["tokens"]).float()
         else:
             pooled = pooling(hidden, rows.start[among], rows.length[among], kind=embed.pooling, normalize=False)
-            vectors = pooled
+            vectors = model.project(pooled)
         vectors = vectors[:, : embed.dimensions]
         return [functional.normalize(vectors, dim=-1) if embed.normalize else vectors.contiguous()]
 
