@@ -1,8 +1,12 @@
 """From settings to a warm engine, and what stops it."""
 
+import json
+import shutil
+
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from support.architectures import LABELS
 from support.checkpoints import VOCAB_SIZE, save, tiny_bert, tiny_llama, tiny_t5
@@ -44,6 +48,43 @@ def test_every_family_starts(tmp_path, make, family, max_length):
     else:
         start = [0] if family == "seq2seq" else []
         assert len(run(engine, generate(0, [1, 2], 3, decoder_ids=start)).tokens[0, 0]) == 3
+
+
+def test_an_engine_merges_an_adapter_and_projects_vectors(tmp_path):
+    """As sentence-transformers fine-tuned with PEFT: weights in torch's format, an adapter and a Dense module."""
+    source, adapter, dense = tmp_path / "base", tmp_path / "adapter", tmp_path / "base" / "1_Dense"
+    tiny_bert(source)
+    torch.save(tensors := load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    for folder in (adapter, dense):
+        folder.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    name = "encoder.layer.2.output.dense"
+    product = {"lora_A": torch.randn(2, 88), "lora_B": torch.randn(48, 2)}
+    save_file(
+        {f"base_model.model.{name}.{k}.weight": v for k, v in product.items()}, adapter / "adapter_model.safetensors"
+    )
+    (source / "modules.json").write_text(json.dumps([{"type": "x.Pooling"}, {"type": "x.Dense", "path": "1_Dense"}]))
+    shape = {"in_features": 48, "out_features": 7, "bias": False, "activation_function": "Identity"}
+    (dense / "config.json").write_text(json.dumps(shape))
+    save_file({"linear.weight": torch.randn(7, 48)}, dense / "model.safetensors")
+    loaded = settings(source=str(source), adapter=str(adapter), allow_pickle=True)
+    engine, info = load_engine(loaded, lambda report: None)
+    assert info.embedding_size == 7
+    answers = run(engine, Embed(id=0, token_ids=[1, 2, 3], pooling="mean", normalize=False))
+
+    merged = tmp_path / "merged"
+    shutil.copytree(source, merged)
+    (merged / "pytorch_model.bin").unlink()
+    tensors[f"{name}.weight"] += product["lora_B"] @ product["lora_A"]
+    save_file(tensors, merged / "model.safetensors")
+    whole, _ = load_engine(settings(source=str(merged)), lambda report: None)
+    expected = run(whole, Embed(id=0, token_ids=[1, 2, 3], pooling="mean", normalize=False))
+    vectors = [np.frombuffer(answer.vectors[0], np.float32) for answer in (answers, expected)]
+    assert len(vectors[0]) == 7
+    np.testing.assert_allclose(vectors[0], vectors[1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(CheckpointError, match="--allow-pickle"):
+        load_engine(settings(source=str(source)), lambda report: None)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,46 @@ def test_a_path_with_an_at_sign_is_a_path(tmp_path: Path):
     assert load({}, [f"a={folder}"], environment={}).models[0].source == str(folder)
 
 
+@pytest.mark.parametrize(
+    ("argument", "base", "adapter"),
+    [
+        ("org/base+org/adapter", ("org/base", None), ("org/adapter", None)),
+        ("org/base@v1+org/adapter@v2", ("org/base", "v1"), ("org/adapter", "v2")),
+        ("org/base", ("org/base", None), (None, None)),
+        ("HERE/a+b", ("HERE/a+b", None), (None, None)),
+        ("HERE/a+b+org/adapter", ("HERE/a+b", None), ("org/adapter", None)),
+        ("HERE/a+b+HERE/c+d", ("HERE/a+b", None), ("HERE/c+d", None)),
+        ("HERE/plain+HERE/c+d", ("HERE/plain", None), ("HERE/c+d", None)),
+        ("org/base@v1+HERE/c+d", ("org/base", "v1"), ("HERE/c+d", None)),
+        ("HERE/home@me+org/adapter@v2", ("HERE/home@me", None), ("org/adapter", "v2")),
+    ],
+)
+def test_an_adapter_follows_its_base_model(
+    tmp_path: Path, argument: str, base: tuple[str, str | None], adapter: tuple[str | None, str | None]
+):
+    for folder in ("a+b", "c+d", "plain", "home@me"):
+        (tmp_path / folder).mkdir()
+
+    def here(text: str | None) -> str | None:
+        return text and text.replace("HERE", str(tmp_path))
+
+    model = load({}, [f"m={here(argument)}"], environment={}).models[0]
+    assert (model.source, model.revision) == (here(base[0]), base[1])
+    assert (model.adapter, model.adapter_revision) == (here(adapter[0]), adapter[1])
+
+
+def test_an_adapter_and_a_permission_are_keys_of_a_model_too(tmp_path: Path):
+    file = tmp_path / "tercet.toml"
+    own = '[models.a]\nsource = "org/a"\nadapter = "org/x"\nadapter_revision = "v3"\nallow_pickle = true\n'
+    file.write_text(own + '[models.b]\nsource = "org/b"')
+    first, second = load({}, [], file, {}).models
+    assert (first.adapter, first.adapter_revision, first.allow_pickle) == ("org/x", "v3", True)
+    assert (second.adapter, second.adapter_revision, second.allow_pickle) == (None, None, False)
+    assert all(model.allow_pickle for model in load({"allow_pickle": True}, [], file, {}).models)
+    assert load({}, [], file, {"TERCET_ALLOW_PICKLE": "1"}).models[1].allow_pickle
+    assert load({}, ["a=org/other"], file, {}).models[0].adapter is None
+
+
 def test_a_source_too_long_for_a_path_may_be_a_hub_id():
     assert load({}, [f"a={'x' * 5000}@main"], environment={}).models[0].revision == "main"
 
@@ -108,6 +148,9 @@ def test_settings_are_frozen():
         ({}, [], {}, "models: none given"),
         ({}, ["a"], {}, "models: 'a' is not NAME=SOURCE"),
         ({}, ["a="], {}, "models: 'a=' is not NAME=SOURCE"),
+        ({}, ["a=b+"], {}, "models: 'a=b+' is not NAME=SOURCE or NAME=SOURCE+ADAPTER"),
+        ({}, ["a=+b"], {}, "models: 'a=+b' is not NAME=SOURCE"),
+        ({"allow_pickle": "maybe"}, ["a=b"], {}, "allow_pickle: 'maybe' is not true or false (from --allow-pickle)"),
         ({}, ["a=b", "a=c"], {}, "models: 'a' is given twice"),
         ({}, ["../a=b"], {}, "models: '../a' is not a name of 1 to 64 letters"),
         ({}, ["a" * 65 + "=b"], {}, "is not a name of 1 to 64 letters"),
@@ -156,7 +199,11 @@ def test_a_missing_file_is_named(tmp_path: Path):
 @pytest.mark.parametrize("name", sorted(config.FLAG_RULES))
 def test_every_setting_can_come_from_the_environment(name: str):
     rule, default = config.FLAG_RULES[name]
-    value = rule.choices[-1] if rule.choices else {bool: "false", str: "here"}.get(rule.kind, str(rule.low))
+    value = (
+        rule.choices[-1]
+        if rule.choices
+        else {bool: str(not default).lower(), str: "here"}.get(rule.kind, str(rule.low))
+    )
     settings = load({}, ["a=b"], environment={f"TERCET_{name.upper()}": value})
     holder = settings if name in config.SERVER_RULES else settings.models[0]
     got = getattr(holder, name)

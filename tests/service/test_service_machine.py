@@ -89,9 +89,8 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int],
     file.write_text(toml)
     sources = [f"{name}={path}" for name, path in checkpoints.items()]
     settings = config.load({"device": "cpu", "memory": 0.5}, sources, file, {})
-    return {
-        engine.name: (round(engine.memory / GIB, 2), engine.threads) for engine in budget.plan(settings, checkpoints)
-    }
+    engines = budget.plan(settings, checkpoints, dict.fromkeys(checkpoints))
+    return {engine.name: (round(engine.memory / GIB, 2), engine.threads) for engine in engines}
 
 
 def test_models_get_their_weights_and_an_equal_part_of_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -118,3 +117,15 @@ def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path: Path, monkeypat
     with pytest.raises(budget.BudgetError) as error:
         plan(tmp_path, monkeypatch, {"a": 30, "b": 40})
     assert str(error.value) == "memory: cpu has 50.00 GiB for models, which need more: a 30.00 GiB, b 40.00 GiB"
+
+
+def test_engines_hear_of_adapters_and_of_pickles(tmp_path: Path):
+    settings = config.load({"device": "cpu"}, [f"a={tmp_path}", f"b={tmp_path}"], environment={})
+    adapters = {"a": tmp_path / "adapter", "b": None}
+    engines = budget.plan(settings, dict.fromkeys("ab", tmp_path), adapters)
+    assert [(engine.adapter, engine.allow_pickle) for engine in engines] == [
+        (str(tmp_path / "adapter"), False),
+        (None, False),
+    ]
+    allowed = config.load({"device": "cpu", "allow_pickle": True}, [f"a={tmp_path}"], environment={})
+    assert budget.plan(allowed, {"a": tmp_path}, {"a": None})[0].allow_pickle

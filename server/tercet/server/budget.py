@@ -26,7 +26,9 @@ class BudgetError(ValueError):
     """The models don't fit a device; one line with the numbers."""
 
 
-def plan(settings: Settings, checkpoints: Mapping[str, Path]) -> list[wire.EngineSettings]:
+def plan(
+    settings: Settings, checkpoints: Mapping[str, Path], adapters: Mapping[str, Path | None]
+) -> list[wire.EngineSettings]:
     """What each engine may use, before any of them starts.
 
     Shares are fixed at the start, so that engines load at the same time and one that is started again has the room it
@@ -48,6 +50,7 @@ def plan(settings: Settings, checkpoints: Mapping[str, Path]) -> list[wire.Engin
             asdict(model)
             | {
                 "source": str(checkpoints[model.name]),
+                "adapter": str(adapter) if (adapter := adapters[model.name]) else None,
                 "incarnation": 0,
                 "device": devices[model.name],
                 "memory": memory[model.name],

@@ -19,7 +19,7 @@ from tercet.server import config, logs
 from tercet.server.budget import BudgetError, plan
 from tercet.server.machine import DeviceError
 from tercet.server.shutdown import Shutdown
-from tercet.server.sources import SourceError, resolve
+from tercet.server.sources import SourceError, resolve, resolve_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from tercet.server.progress import LoadingBars
     from tercet.server.supervisor import Supervisor
 
-_MODELS = "NAME=SOURCE[@REVISION]: a Hugging Face folder, a .gguf file or a hub id, and the name to serve it under."
+_MODELS = (
+    "NAME=SOURCE[@REVISION][+ADAPTER[@REVISION]]: a Hugging Face folder, a .gguf file or a hub id, and the name to "
+    "serve it under; a PEFT LoRA adapter, a folder or a hub id, is merged into its weights."
+)
 _CONFIG = "Settings file; tercet.toml where there is one."
 
 
@@ -44,7 +47,8 @@ def serve(models: list[str] | None = None, config_file: Path | None = None, **fl
     try:
         settings = config.load(flags, models or (), config_file)
         checkpoints = {model.name: resolve(model) for model in settings.models}
-        engines = plan(settings, checkpoints)
+        adapters = {model.name: resolve_adapter(model) for model in settings.models}
+        engines = plan(settings, checkpoints, adapters)
     except (config.ConfigError, SourceError, DeviceError, BudgetError) as error:
         raise _refuse(error) from None
     os.environ |= {logs.LEVEL: settings.log_level, logs.STYLE: settings.log_format}  # for the engines too

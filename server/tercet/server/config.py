@@ -22,7 +22,7 @@ DEFAULT_FILE = Path("tercet.toml")
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PREFIX = "TERCET_"
 _CONFIG = "TERCET_CONFIG"
-_MODELS = "TERCET_MODELS"  # NAME=SOURCE, separated by spaces
+_MODELS = "TERCET_MODELS"  # NAME=SOURCE[+ADAPTER], separated by spaces
 _KINDS = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
@@ -55,6 +55,8 @@ class ModelSettings:
     name: str
     source: str = _setting("", "Hugging Face folder, .gguf file or hub id.")
     revision: str | None = _setting(None, "Branch, tag or commit of a hub id.", str)
+    adapter: str | None = _setting(None, "Folder or hub id of a PEFT LoRA adapter, merged into the weights.", str)
+    adapter_revision: str | None = _setting(None, "Branch, tag or commit of the adapter's hub id.", str)
     memory_gib: float | None = _setting(None, "GiB its engine may hold; unset is its share.", float, low=0.001)
     threads: int | None = _setting(None, "CPU threads of its engine; unset is its share.", int, low=1, high=1024)
     page_size: int = _setting(16, "Tokens of one page of KV cache.", low=1, high=1024)
@@ -62,6 +64,9 @@ class ModelSettings:
     dtype: str = _setting("auto", "Precision.", choices=("auto", "float32", "tf32", "bfloat16", "float16"), shared=True)
     kernels: str = _setting(
         "auto", "Implementation of the kernels.", choices=("auto", "triton", "cpu", "reference"), shared=True
+    )
+    allow_pickle: bool = _setting(
+        False, "Whether weights are read from pytorch_model.bin where there are no safetensors.", shared=True
     )
     layout: str = _setting("auto", "Layout of batches.", choices=("auto", "padded", "packed"), shared=True)
     max_length: int | None = _setting(
@@ -134,7 +139,7 @@ def load(
     config: Path | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Settings:
-    """The settings of flags (None is not given), `NAME=SOURCE[@REVISION]` arguments, environment and file.
+    """The settings of flags (None is not given), `NAME=SOURCE[+ADAPTER]` arguments, environment and file.
 
     Raises ConfigError.
     """
@@ -191,19 +196,38 @@ def _read_file(path: Path | None) -> dict[str, Any]:
 
 
 def _named_sources(arguments: Sequence[str]) -> dict[str, dict[str, str | None]]:
-    """What each `NAME=SOURCE[@REVISION]` says of its model."""
+    """What each `NAME=SOURCE[@REVISION][+ADAPTER[@REVISION]]` says of its model."""
     sources: dict[str, dict[str, str | None]] = {}
     for argument in arguments:
-        name, equals, source = argument.partition("=")
-        if not equals or not source:
-            raise ConfigError(f"models: {argument!r} is not NAME=SOURCE")
+        name, equals, both = argument.partition("=")
+        base, plus, added = _cut(both)
+        if not equals or not base or (plus and not added):
+            raise ConfigError(f"models: {argument!r} is not NAME=SOURCE or NAME=SOURCE+ADAPTER")
         if name in sources:
             raise ConfigError(f"models: {name!r} is given twice")
-        revision = None
-        if "@" in source and not os.path.exists(source):  # Path.exists may raise
-            source, _, revision = source.rpartition("@")
-        sources[name] = {"source": source, "revision": revision}
+        source, revision = _revision(base)
+        adapter, adapter_revision = _revision(added)
+        sources[name] = {
+            "source": source, "revision": revision, "adapter": adapter or None, "adapter_revision": adapter_revision,
+        }  # fmt: skip
     return sources
+
+
+def _cut(both: str) -> tuple[str, str, str]:
+    """SOURCE+ADAPTER at its "+": the last after a path that is there, else the first, since hub ids have none."""
+    if os.path.exists(both):  # Path.exists may raise
+        return both, "", ""
+    places = [place for place, letter in enumerate(both) if letter == "+"]
+    place = next((place for place in reversed(places) if os.path.exists(both[:place])), None)
+    return both.partition("+") if place is None else (both[:place], "+", both[place + 1 :])
+
+
+def _revision(source: str) -> tuple[str, str | None]:
+    """SOURCE[@REVISION] in two; a path that is there has no revision."""
+    if "@" not in source or os.path.exists(source):
+        return source, None
+    path, _, revision = source.rpartition("@")
+    return path, revision
 
 
 def _checked(given: Mapping[str, _Given], table: Mapping[str, tuple[Rule, Any]], prefix: str = "") -> dict[str, Any]:
