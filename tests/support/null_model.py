@@ -90,9 +90,6 @@ class NullModel:
         types = batch.type_ids if batch.type_ids is not None else torch.zeros_like(batch.token_ids)
         return (batch.token_ids + 1000 * batch.positions + 0.5 * types).float()[:, None]
 
-    def project(self, vectors):
-        return vectors
-
     def write_cross(self, encoded, slots, cache):
         _write(cache.k, slots, encoded[:, 0] % 1000)
 
