@@ -8,27 +8,20 @@ import pytest
 import torch
 
 from support.architectures import ENCODERS, cases
-from support.forward import Ids, Pair, encode, encoder_batch, head_logits, relative_error, states, take, texts
+from support.forward import Pair, encode, encoder_batch, head_logits, relative_error, states, take, texts, token_types
 from tercet.kernels import dispatch
 
 TOLERANCE = 1e-4
-ORDINARY = 6  # from this id on there is nobody's padding token
 
 Load = Callable[..., Pair]
-
-
-def ragged(pair: Pair) -> tuple[list[Ids], list[Ids] | None]:
-    """Texts up to the longest there may be, and their token types if there are any."""
-    types = pair.ours.spec.encoder.token_types
-    ids = [[max(token, ORDINARY) for token in text] for text in texts(7, 1, pair.ours.max_length, 23, 2)]
-    return ids, [[i * types // len(text) for i in range(len(text))] for text in ids] if types else None
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["packed", "padded"])
 @pytest.mark.parametrize(("name", "head"), cases(ENCODERS))
 def test_every_state_and_the_logits_of_a_ragged_batch(pair: Load, name: str, head: str, padded: bool) -> None:
     case = pair(name, head)
-    ids, types = ragged(case)
+    ids = texts(7, 1, case.ours.max_length, 23, 2)
+    types = token_types(case.ours, ids)
     batch = encoder_batch(ids, types, padded=padded)
     with states(case.ours.transformer.encoder) as found:
         found.append(case.ours.encode(batch))

@@ -4,61 +4,106 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from support.forward import Decoding, Pair, encode, encoder_batch, relative_error, take, texts
-from tercet.server.models import Model, load_model
+from support.architectures import DECODERS, ENCODERS, ROWS, SEQ2SEQ, cases, representatives, used
+from support.checkpoints import build, stored
+from support.forward import Decoding, Pair, encode, encoder_batch, relative_error, take, texts, token_types
 from tercet.server.models.attention import SelfAttention
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from tercet.server.models import Model
 
 MOVED = 100 * 1e-4  # of the tolerance of equality
 LENGTHS = (7, 19, 30)
+# A bias of keys adds the same to all scores of a query, where they aren't rotated.
+KEY_BIASES = ("self.key.bias", "k_lin.bias", "attn.k.bias", "attn.k_proj.bias")
 
-Load = Callable[[str], Pair]
-
-
-def output(model: Model) -> torch.Tensor:
-    """Everything a model computes for three texts: hidden states, and logits where it has a head."""
-    if model.family == "encoder":
-        types = [[0] * (n // 2) + [1] * (n - n // 2) for n in LENGTHS]
-        return torch.cat(encode(model, texts(*LENGTHS), types))
-    sources = texts(*LENGTHS, seed=1) if model.family == "seq2seq" else None
-    hidden = torch.cat(Decoding(model, len(LENGTHS), sources=sources).read(texts(*LENGTHS)))
-    return torch.cat([hidden, model.logits(hidden)], dim=-1)
+Load = Callable[..., Pair]
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
-def test_every_tensor_counts(pair: Load, name: str, tmp_path: Path) -> None:
+def outputs(pair: Pair) -> list[torch.Tensor]:
+    """What the reference computes for one text: final hidden states, and logits where it has a head."""
+    (types,) = token_types(pair.ours, texts(60)) or [None]
+    source = texts(50, seed=1)[0] if pair.ours.family == "seq2seq" else None
+    expected = pair.expected(texts(60)[0], type_ids=None if source else types, source=source)
+    return [expected.states[-1]] if expected.logits is None else [expected.states[-1], expected.logits]
+
+
+def moved(pair: Pair, expected: list[torch.Tensor]) -> float:
+    """How far the reference's outputs are from what they were."""
+    return max(map(relative_error, outputs(pair), expected))
+
+
+@pytest.mark.parametrize(("name", "head"), cases(ROWS))
+def test_every_tensor_counts(pair: Load, name: str, head: str) -> None:
+    """In the reference, which ours equals: a norm's weights become 1, all others 0."""
+    case, first = pair(name, head), ROWS[name].classes[0]
+    before = () if head == first else used(name, first, stored(pair(name, first).reference))
+    tensors = stored(case.reference)
+    names = representatives(used(name, head, tensors), but=before)
+    expected = outputs(case)
+    distances: dict[str, float] = {}
+    for tensor in names:
+        kept = tensors[tensor].clone()
+        tensors[tensor].fill_("norm" in tensor.lower() and tensor.endswith("weight"))
+        distances[tensor] = moved(case, expected)
+        tensors[tensor].copy_(kept)
+    rotated = any(stack.rotaries != (None,) for stack in case.ours.spec.stacks.values())
+    idle = set() if rotated else {tensor for tensor in names if tensor.endswith(KEY_BIASES)}
+    assert {tensor for tensor, distance in distances.items() if distance < MOVED} == idle
+
+
+COUNT: list[tuple[str, dict[str, Any]]] = [
+    ("bert", {"layer_norm_eps": 1e-12}),
+    ("bert", {"hidden_act": "relu"}),
+    ("roberta", {"pad_token_id": 1}),
+    ("modernbert", {"local_attention": 11}),
+    ("modernbert", {"layer_types": ["full_attention", *["sliding_attention"] * 4]}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), COUNT, ids=str)
+def test_what_a_config_says_counts(pair: Load, name: str, change: dict[str, Any]) -> None:
     case = pair(name)
-    (tmp_path / "config.json").write_bytes((case.folder / "config.json").read_bytes())
-    tensors = load_file(case.folder / "model.safetensors")
-    expected = output(case.ours)
-    moved: dict[str, float] = {}
-    for tensor in tensors:
-        save_file(tensors | {tensor: torch.zeros_like(tensors[tensor])}, tmp_path / "model.safetensors")
-        moved[tensor] = relative_error(output(load_model(tmp_path, device=torch.device("cpu"))), expected)
-    # A pooler is no part of the hidden states; a bias of BERT's keys adds the same to all scores of a query.
-    idle = {tensor for tensor in tensors if tensor.startswith("pooler.") or tensor.endswith("self.key.bias")}
-    assert {tensor for tensor, distance in moved.items() if distance < MOVED} == idle
+    other = build(name, **change).eval()
+    other.load_state_dict(case.reference.state_dict())
+    assert moved(replace(case, reference=other), outputs(case)) > MOVED
 
 
-@pytest.mark.parametrize("name", ["llama", "t5"])
+def ours(model: Model) -> torch.Tensor:
+    """The final hidden states of three texts."""
+    if model.family == "encoder":
+        return torch.cat(encode(model, texts(*LENGTHS)))
+    sources = texts(*LENGTHS, seed=1) if model.family == "seq2seq" else None
+    return torch.cat(Decoding(model, len(LENGTHS), sources=sources).read(texts(*LENGTHS)))
+
+
+@pytest.mark.parametrize("name", [*DECODERS, *SEQ2SEQ])
 def test_the_causal_mask_counts(pair: Load, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = pair(name).ours
-    expected = output(model)
+    expected = ours(model)
     for module in model.transformer.decoder.modules():
         if isinstance(module, SelfAttention):
             monkeypatch.setattr(module, "causal", False)
-    assert relative_error(output(model), expected) > MOVED
+    assert relative_error(ours(model), expected) > MOVED
 
 
-@pytest.mark.parametrize("name", ["bert", "t5"])
+@pytest.mark.parametrize("name", ROWS)
+def test_windows_count(pair: Load, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pair(name).ours
+    expected, found = ours(model), False
+    for module in model.transformer.modules():
+        if isinstance(module, SelfAttention) and module.window:
+            monkeypatch.setattr(module, "window", None)
+            found = True
+    assert (relative_error(ours(model), expected) > MOVED) == found
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, *SEQ2SEQ])
 def test_the_padding_mask_counts(pair: Load, name: str) -> None:
     model = pair(name).ours
     batch = encoder_batch(texts(*LENGTHS), padded=True)
@@ -68,8 +113,9 @@ def test_the_padding_mask_counts(pair: Load, name: str) -> None:
         assert relative_error(hidden, expected) > MOVED
 
 
-def test_the_length_of_a_source_counts(pair: Load) -> None:
-    model = pair("t5").ours
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_the_length_of_a_source_counts(pair: Load, name: str) -> None:
+    model = pair(name).ours
     targets = texts(5, 5)
     whole, cut = (Decoding(model, 2, sources=texts(9, 12)) for _ in range(2))
     cut.sources = [9, 8]

@@ -5,83 +5,64 @@ A row stands for all heads its architecture has. More than one row an architectu
 
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING
+
 from support.decoder_rows import DECODERS
+from support.encoder_rows import ENCODER_MODELS
 from support.row import LABELS, VOCAB_SIZE, Row, cases
 from support.seq2seq_rows import ENCODER_STACKS, SEQ2SEQ
 
-# [CLS] 0, [SEP] 1, [PAD] 2: the padding token's id is not 0, and RoBERTa's positions begin at row 3.
-BERT = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "intermediate_size": 88,
-    "max_position_embeddings": 96,
-    "layer_norm_eps": 1e-3,
-    "pad_token_id": 2,
-}
-ENCODERS = {
-    "bert": Row("bert", {**BERT, "type_vocab_size": 2}),
-    "bert-tanh": Row("bert", {**BERT, "hidden_act": "gelu_new"}, ("BertForMaskedLM",)),
-    "bert-untied": Row("bert", {**BERT, "tie_word_embeddings": False}, ("BertForMaskedLM",)),
-    "roberta": Row("roberta", {**BERT, "type_vocab_size": 2, "hidden_size": 60}),
-    "xlm-roberta": Row("xlm-roberta", {**BERT, "type_vocab_size": 1, "hidden_act": "gelu_new"}),
-    "camembert": Row("camembert", {**BERT, "pad_token_id": 5}),
-    "electra": Row("electra", {**BERT, "embedding_size": 20, "hidden_act": "relu"}),
-    "electra-wide": Row("electra", {**BERT, "embedding_size": 48}, ("ElectraForMaskedLM",)),
-    # Texts reach beyond the distance from which biases are the same.
-    "mpnet": Row("mpnet", {**BERT, "max_position_embeddings": 160}),
-    "distilbert": Row(
-        "distilbert",
-        {
-            "vocab_size": VOCAB_SIZE,
-            "dim": 48,
-            "n_layers": 3,
-            "n_heads": 3,
-            "hidden_dim": 88,
-            "max_position_embeddings": 96,
-            "activation": "relu",
-            "pad_token_id": 2,
-        },
-    ),
-}
-MODERNBERT = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 60,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 3,
-    "intermediate_size": 40,
-    "max_position_embeddings": 90,
-    "norm_eps": 1e-3,
-    "local_attention": 9,
-    "rope_parameters": {
-        "full_attention": {"rope_type": "default", "rope_theta": 500.0},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
-    },
-    "bos_token_id": 0,
-    "cls_token_id": 0,
-    "eos_token_id": 1,
-    "sep_token_id": 1,
-    "pad_token_id": 2,
-}
-ENCODERS |= {
-    "modernbert": Row("modernbert", MODERNBERT),
-    "modernbert-biases": Row(
-        "modernbert",
-        {
-            **MODERNBERT,
-            "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "full_attention"],
-            "num_hidden_layers": 4,
-            "hidden_activation": "silu",
-            "classifier_activation": "relu",
-            "classifier_pooling": "mean",
-            **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True),
-            "decoder_bias": False,
-        },
-        ("ModernBertForMaskedLM", "ModernBertForSequenceClassification"),
-    ),
-}
-ENCODERS |= ENCODER_STACKS
-ROWS = {**ENCODERS, **DECODERS, **SEQ2SEQ}
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
-__all__ = ["DECODERS", "ENCODERS", "LABELS", "ROWS", "SEQ2SEQ", "VOCAB_SIZE", "Row", "cases"]
+ENCODERS = {**ENCODER_MODELS, **ENCODER_STACKS}
+ROWS = {**ENCODERS, **DECODERS, **SEQ2SEQ}
+# Tensors of files that serve no task: BERT's pooler where nothing is classified, ELECTRA's own discriminating head.
+UNUSED = {
+    "BertModel": ("pooler.",),
+    "BertForPreTraining": ("bert.pooler.", "cls.seq_relationship."),
+    "RobertaModel": ("pooler.",),
+    "XLMRobertaModel": ("pooler.",),
+    "CamembertModel": ("pooler.",),
+    "MPNetModel": ("pooler.",),
+    "ElectraForPreTraining": ("discriminator_predictions.",),
+}
+
+
+def used(name: str, head: str, tensors: Iterable[str]) -> list[str]:
+    """Of the tensors in a row's file with a head, those that outputs depend on."""
+    unused = ROWS[name].unused + UNUSED.get(head, ())
+    return [tensor for tensor in tensors if not tensor.startswith(unused)]
+
+
+def representatives(names: Iterable[str], *, but: Iterable[str] = ()) -> list[str]:
+    """One of names that differ in their layer's number alone, the last; none that `but` has, with a prefix or not."""
+    known = {template(name) for name in but}
+    found = {template(name): name for name in names}
+    return [
+        name
+        for form, name in found.items()
+        if not any(f".{form}".endswith(f".{other}") or f".{other}".endswith(f".{form}") for other in known)
+    ]
+
+
+def template(name: str) -> str:
+    """A name without the number of the layer."""
+    return re.sub(r"\.\d+\.", ".{}.", name, count=1)
+
+
+__all__ = [
+    "DECODERS",
+    "ENCODERS",
+    "LABELS",
+    "ROWS",
+    "SEQ2SEQ",
+    "UNUSED",
+    "VOCAB_SIZE",
+    "Row",
+    "cases",
+    "representatives",
+    "template",
+    "used",
+]

@@ -88,20 +88,28 @@ def build(row: str, head: str | None = None, **config: Any) -> PreTrainedModel:
 
 
 def refill(model: PreTrainedModel, seed: int) -> None:
-    """Fills all that is stored with normals, so that attention is far from uniform and every tensor matters.
-
-    Sinusoids stay: that they are stored changes nothing.
-    """
+    """Fills all that is stored with normals, so that attention is far from uniform and every tensor matters."""
     generator = torch.Generator().manual_seed(seed)
     scaled = model.config.model_type not in UNSCALED
-    stored = model.state_dict(keep_vars=True)
-    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in stored]
     with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *buffers]:
-            owner = model.get_submodule(name.rpartition(".")[0])
-            if tensor.is_floating_point() and "Sinusoidal" not in type(owner).__name__:
-                mean, deviation = _distribution(name, tensor, owner, scaled=scaled)
-                tensor.normal_(mean, deviation, generator=generator)
+        for name, tensor in stored(model).items():
+            mean, deviation = _distribution(name, tensor, _owner(model, name), scaled=scaled)
+            tensor.normal_(mean, deviation, generator=generator)
+
+
+def stored(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The parameters and buffers that make a difference in a file: tied ones once, and no sinusoids."""
+    names = model.state_dict(keep_vars=True)
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in names]
+    return {
+        name: tensor
+        for name, tensor in [*model.named_parameters(), *buffers]
+        if tensor.is_floating_point() and "Sinusoidal" not in type(_owner(model, name)).__name__
+    }
+
+
+def _owner(model: PreTrainedModel, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
 
 
 def _distribution(name: str, tensor: torch.Tensor, owner: nn.Module, *, scaled: bool) -> tuple[float, float]:

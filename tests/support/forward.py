@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Ids = list[int]
 PAGE_SIZE = 4
+ORDINARY = 6  # from this id on there are no special tokens
 
 
 def ints(values: Sequence[int]) -> Tensor:
@@ -113,9 +114,15 @@ class Decoding:
 
 
 def texts(*lengths: int, seed: int = 0) -> list[Ids]:
-    """Random token ids of the tiny checkpoints."""
+    """Random token ids of the tiny checkpoints, none of which is anyone's padding token."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(VOCAB_SIZE, (n,), generator=generator).tolist() for n in lengths]
+    return [torch.randint(ORDINARY, VOCAB_SIZE, (n,), generator=generator).tolist() for n in lengths]
+
+
+def token_types(model: Model, texts: Sequence[Ids]) -> list[Ids] | None:
+    """All types there are in each text, one after the other; None where there are none."""
+    count = model.spec.encoder.token_types if model.spec.encoder else 0
+    return [[i * count // len(text) for i in range(len(text))] for text in texts] if count else None
 
 
 def relative_error(ours: Tensor, expected: Tensor) -> float:

@@ -21,6 +21,8 @@ class Row:
     config: dict[str, Any]
     heads: tuple[str, ...] = ()
     """Classes of transformers; none are all of the architecture's but those of a seq2seq model's encoder alone."""
+    unused: tuple[str, ...] = ()
+    """What tensors begin with that its files have and no output depends on, beside those of `UNUSED`."""
 
     @property
     def classes(self) -> list[str]:
