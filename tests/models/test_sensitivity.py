@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MOVED = 100 * 1e-4  # of the tolerance of equality
 LENGTHS = (7, 19, 30)
+LONG = 40
+EOS = 1
 # A bias of keys adds the same to all scores of a query, where they aren't rotated.
 KEY_BIASES = ("self.key.bias", "k_lin.bias", "attn.k.bias", "attn.k_proj.bias")
 
@@ -27,9 +29,11 @@ Load = Callable[..., Pair]
 
 def outputs(pair: Pair) -> list[torch.Tensor]:
     """What the reference computes for one text: final hidden states, and logits where it has a head."""
-    (types,) = token_types(pair.ours, texts(60)) or [None]
-    source = texts(50, seed=1)[0] if pair.ours.family == "seq2seq" else None
-    expected = pair.expected(texts(60)[0], type_ids=None if source else types, source=source)
+    ids, source = texts(LONG)[0], texts(LONG, seed=1)[0] if pair.ours.family == "seq2seq" else None
+    (types,) = token_types(pair.ours, [ids]) or [None]
+    if source:
+        source[-1] = EOS  # where the reference classifies
+    expected = pair.expected(ids, type_ids=types, source=source)
     return [expected.states[-1]] if expected.logits is None else [expected.states[-1], expected.logits]
 
 
@@ -42,9 +46,9 @@ def moved(pair: Pair, expected: list[torch.Tensor]) -> float:
 def test_every_tensor_counts(pair: Load, name: str, head: str) -> None:
     """In the reference, which ours equals: a norm's weights become 1, all others 0."""
     case, first = pair(name, head), ROWS[name].classes[0]
-    before = () if head == first else used(name, first, stored(pair(name, first).reference))
+    before = () if head == first else used(first, stored(pair(name, first).reference))
     tensors = stored(case.reference)
-    names = representatives(used(name, head, tensors), but=before)
+    names = representatives(used(head, tensors), but=before)
     expected = outputs(case)
     distances: dict[str, float] = {}
     for tensor in names:
@@ -89,6 +93,7 @@ def test_the_causal_mask_counts(pair: Load, name: str, monkeypatch: pytest.Monke
     for module in model.transformer.decoder.modules():
         if isinstance(module, SelfAttention):
             monkeypatch.setattr(module, "causal", False)
+            monkeypatch.setattr(module, "window", None)  # which hides what follows, too
     assert relative_error(ours(model), expected) > MOVED
 
 
@@ -118,7 +123,7 @@ def test_the_length_of_a_source_counts(pair: Load, name: str) -> None:
     model = pair(name).ours
     targets = texts(5, 5)
     whole, cut = (Decoding(model, 2, sources=texts(9, 12)) for _ in range(2))
-    cut.sources = [9, 8]
+    cut.sources = [9, 3]
     (same, other), (same_again, less) = whole.read(targets), cut.read(targets)
     assert torch.equal(same, same_again)
     assert relative_error(less, other) > MOVED

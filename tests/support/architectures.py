@@ -18,22 +18,26 @@ if TYPE_CHECKING:
 
 ENCODERS = {**ENCODER_MODELS, **ENCODER_STACKS}
 ROWS = {**ENCODERS, **DECODERS, **SEQ2SEQ}
-# Tensors of files that serve no task: BERT's pooler where nothing is classified, ELECTRA's own discriminating head.
+# Tensors of files that no output depends on, by a part of their names: BERT's pooler where nothing is classified, the
+# head that ELECTRA discriminates with, sinusoids, which follow from the config.
 UNUSED = {
     "BertModel": ("pooler.",),
-    "BertForPreTraining": ("bert.pooler.", "cls.seq_relationship."),
+    "BertForPreTraining": ("pooler.", "cls.seq_relationship."),
     "RobertaModel": ("pooler.",),
     "XLMRobertaModel": ("pooler.",),
     "CamembertModel": ("pooler.",),
     "MPNetModel": ("pooler.",),
     "ElectraForPreTraining": ("discriminator_predictions.",),
+    "MarianMTModel": ("embed_positions.",),
+    "MarianModel": ("embed_positions.",),
+    "PegasusForConditionalGeneration": ("embed_positions.",),
+    "PegasusModel": ("embed_positions.",),
 }
 
 
-def used(name: str, head: str, tensors: Iterable[str]) -> list[str]:
-    """Of the tensors in a row's file with a head, those that outputs depend on."""
-    unused = ROWS[name].unused + UNUSED.get(head, ())
-    return [tensor for tensor in tensors if not tensor.startswith(unused)]
+def used(head: str, tensors: Iterable[str]) -> list[str]:
+    """Of the tensors in a file with a head, those that outputs depend on."""
+    return [tensor for tensor in tensors if not any(part in tensor for part in UNUSED.get(head, ()))]
 
 
 def representatives(names: Iterable[str], *, but: Iterable[str] = ()) -> list[str]:

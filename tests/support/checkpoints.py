@@ -29,21 +29,20 @@ CORPUS = (
     "encoders read, decoders write, and a cross attention joins the two of them",
     "a naïve café owner in Zürich counted 12345 coins, 67890 notes; then she slept",
 )
-SEED = 20
 UNSCALED = ("t5", "mt5", "umt5", "gpt_neo")  # scores without 1 / sqrt(d)
 
 
-def tiny_bert(folder: Path, *, seed: int = SEED, max_shard_size: str = "1GB", **config: Any) -> Path:
+def tiny_bert(folder: Path, *, seed: int | None = None, max_shard_size: str = "1GB", **config: Any) -> Path:
     """An encoder: 3 layers, 3 heads of 16, two token types, 96 positions."""
     return tiny(folder, "bert", seed=seed, max_shard_size=max_shard_size, **config)
 
 
-def tiny_llama(folder: Path, *, seed: int = SEED, max_shard_size: str = "1GB", **config: Any) -> Path:
+def tiny_llama(folder: Path, *, seed: int | None = None, max_shard_size: str = "1GB", **config: Any) -> Path:
     """A decoder: 3 layers, 6 heads of 16 over 2 key heads, biases everywhere, 256 positions, an untied head."""
     return tiny(folder, "llama", seed=seed, max_shard_size=max_shard_size, **config)
 
 
-def tiny_t5(folder: Path, *, seed: int = SEED, max_shard_size: str = "1GB", **config: Any) -> Path:
+def tiny_t5(folder: Path, *, seed: int | None = None, max_shard_size: str = "1GB", **config: Any) -> Path:
     """A seq2seq model: 3 encoder and 2 decoder layers, 3 heads of 16, biases to distance 20, gated GELU, tied head."""
     return tiny(folder, "t5", seed=seed, max_shard_size=max_shard_size, **config)
 
@@ -53,7 +52,7 @@ def tiny(
     row: str,
     head: str | None = None,
     *,
-    seed: int = SEED,
+    seed: int | None = None,
     max_shard_size: str = "1GB",
     **config: Any,
 ) -> Path:
@@ -68,13 +67,13 @@ def save(
     row: str,
     head: str | None = None,
     *,
-    seed: int = SEED,
+    seed: int | None = None,
     max_shard_size: str = "1GB",
     **config: Any,
 ) -> Path:
     """The same without a tokenizer."""
     model = build(row, head, **config)
-    refill(model, seed)
+    refill(model, ROWS[row].seed if seed is None else seed)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 

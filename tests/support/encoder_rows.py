@@ -18,14 +18,13 @@ BERT = {
 ENCODER_MODELS = {
     "bert": Row("bert", {**BERT, "type_vocab_size": 2}),
     "bert-tanh": Row("bert", {**BERT, "hidden_act": "gelu_new"}, ("BertForMaskedLM",)),
-    "bert-untied": Row(
-        "bert", {**BERT, "tie_word_embeddings": False}, ("BertForMaskedLM",), unused=("cls.predictions.bias",)
-    ),
     "roberta": Row("roberta", {**BERT, "type_vocab_size": 2, "hidden_size": 60}),
     "xlm-roberta": Row("xlm-roberta", {**BERT, "type_vocab_size": 1, "hidden_act": "gelu_new"}),
     "camembert": Row("camembert", {**BERT, "pad_token_id": 5}),
     "electra": Row("electra", {**BERT, "embedding_size": 20, "hidden_act": "relu"}),
-    "electra-wide": Row("electra", {**BERT, "embedding_size": 48}, ("ElectraForMaskedLM",)),
+    "electra-wide": Row(
+        "electra", {**BERT, "embedding_size": 48, "tie_word_embeddings": False}, ("ElectraForMaskedLM",)
+    ),
     # Texts reach beyond the distance from which biases are the same.
     "mpnet": Row("mpnet", {**BERT, "max_position_embeddings": 160}),
     "distilbert": Row(

@@ -21,8 +21,8 @@ class Row:
     config: dict[str, Any]
     heads: tuple[str, ...] = ()
     """Classes of transformers; none are all of the architecture's but those of a seq2seq model's encoder alone."""
-    unused: tuple[str, ...] = ()
-    """What tensors begin with that its files have and no output depends on, beside those of `UNUSED`."""
+    seed: int = 20
+    """Of its weights: one where every tensor moves what comes out."""
 
     @property
     def classes(self) -> list[str]:

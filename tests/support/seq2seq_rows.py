@@ -36,15 +36,18 @@ T5 = {
 }
 SEQ2SEQ = {
     "marian": Row("marian", {**BART, "activation_function": "swish"}),
-    "marian-two": Row("marian", {**BART, **TWO_VOCABULARIES}),
-    "marian-untied": Row("marian", {**BART, **TWO_VOCABULARIES, "tie_word_embeddings": False}, ("MarianMTModel",)),
+    "marian-two": Row("marian", {**BART, **TWO_VOCABULARIES}, seed=27),
+    "marian-untied": Row(
+        "marian", {**BART, **TWO_VOCABULARIES, "tie_word_embeddings": False}, ("MarianMTModel",), seed=27
+    ),
     # Positions begin behind the padding's id, which no text has.
     "m2m_100": Row("m2m_100", {**BART, "vocab_size": VOCAB_SIZE + 6, **PADDED_LATE}),
-    "bart": Row("bart", BART),
+    "bart": Row("bart", BART, seed=22),
     "bart-relu": Row(
         "bart",
         {**BART, "scale_embedding": False, "activation_function": "relu"},
         ("BartForConditionalGeneration",),
+        seed=22,
     ),
     "mbart": Row("mbart", {**BART, "activation_function": "gelu_new"}),
     "pegasus": Row("pegasus", BART),
