@@ -1,10 +1,12 @@
 """How many pages an engine gets, and the numbers it refuses with."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from support.engine import settings
 from support.null_model import NullModel
-from tercet.server.engine.memory import TooLargeError, count_pages
+from tercet.server.engine.memory import TooLargeError, activation_bytes, count_pages
 
 MIB = 1 << 20
 
@@ -48,3 +50,16 @@ def test_a_batch_bounds_the_sequences_of_an_encoder():
 def test_what_does_not_fit_is_refused_with_the_numbers(family, memory, words):
     with pytest.raises(TooLargeError, match=words):
         count_pages(Weighty(family, weight_bytes=3 * MIB), settings(memory=memory), activations=MIB)
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "more"),
+    [
+        ("classify", 5, 64 * 2 * 5),  # every token of a batch
+        ("fill_mask", 1000, 8 * 4 * 1000),  # as many rows of the vocabulary as are computed at once
+    ],
+)
+def test_a_head_takes_memory_too(task, outputs, more):
+    head = SimpleNamespace(task=task, outputs=outputs, dense=None)
+    base, headed = (activation_bytes(NullModel("encoder", head=chosen), settings()) for chosen in (None, head))
+    assert headed - base == 4 * more

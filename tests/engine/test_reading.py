@@ -164,6 +164,20 @@ def test_poison_among_readings(family):
     assert answers.steps[-1].pages_used == 0
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_not_answered(monkeypatch, value):
+    """Nor does it harm the row beside it, whose token is the third: texts to score come first in a batch."""
+    engine, model = null_engine()
+    monkeypatch.setattr(model, "logits", lambda hidden: torch.full((len(hidden), VOCAB_SIZE), value))
+    vector = torch.full((6, 1), value)
+    vector[2] = 1
+    monkeypatch.setattr(model, "read", lambda batch: vector)
+    rows = [Embed(id=key, token_ids=[1], pooling="last", normalize=False) for key in range(4)]
+    answers = run(engine, *rows, score("decoder", 7, [1, 2], top_logprobs=1))
+    assert sorted(answers.vectors) == [0]
+    assert answers.rejected == dict.fromkeys((1, 2, 3, 7), "internal")
+
+
 ENCODER = {"classify": SimpleNamespace(task="classify", outputs=3, reads="first", dense=None), "fill_mask": MASKS}
 
 

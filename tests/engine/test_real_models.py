@@ -17,6 +17,15 @@ EOS = [7, 11]
 START = [0]
 NEW_TOKENS = 12
 LAYOUTS = [("packed", 200), ("padded", 200), ("packed", 23), ("padded", 23)]  # with 23 pages, sequences are preempted
+PROCESSED = {
+    "repetition_penalty": 1.3,
+    "no_repeat_ngram_size": 2,
+    "logit_bias": {50: 3.0, 60: -2.0},
+    "bad_words": [[9], [20, 21]],
+    "min_new_tokens": 4,
+    "suppressed_ids": [100, 101],
+    "forced_eos_ids": [11],
+}
 MAKERS = {"decoder": (tiny_llama, AutoModelForCausalLM), "seq2seq": (tiny_t5, AutoModelForSeq2SeqLM)}
 
 
@@ -54,21 +63,11 @@ def reference(family, model, ids, eos=EOS, **options):
 def others(family, count=6):
     """Random requests that share the batches."""
     rng = random.Random(99)
+    kinds = [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 1.0, "typical_p": 0.5}, PROCESSED]
     return [
-        ask(family, 1000 + key, random_ids(rng, 50), temperature=rng.choice([0.0, 1.0]), seed=key, n=rng.choice([1, 2]))
+        ask(family, 1000 + key, random_ids(rng, 50), seed=key, n=rng.choice([1, 2]), **rng.choice(kinds))
         for key in range(count)
     ]
-
-
-PROCESSED = {
-    "repetition_penalty": 1.3,
-    "no_repeat_ngram_size": 2,
-    "logit_bias": {50: 3.0, 60: -2.0},
-    "bad_words": [[9], [20, 21]],
-    "min_new_tokens": 4,
-    "suppressed_ids": [100, 101],
-    "forced_eos_ids": [11],
-}
 
 
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.4}, {"min_new_tokens": 9}, PROCESSED], ids=str)
@@ -128,10 +127,15 @@ def test_ends_and_their_reasons(generative):
         assert (answers.reasons[1, 0], answers.tokens[1, 0]) == (reason, tokens)
 
 
+DRAWN = {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "min_p": 0.01}
+TYPICAL = {"temperature": 1.2, "typical_p": 0.9, "no_repeat_ngram_size": 2, "presence_penalty": 0.5, "logprobs": True}
+
+
+@pytest.mark.parametrize("options", [DRAWN, TYPICAL], ids=["filters", "typical"])
 @pytest.mark.parametrize(("layout", "pages"), LAYOUTS)
-def test_samples_depend_on_nothing_but_seed_and_sample(generative, layout, pages):
+def test_samples_depend_on_nothing_but_seed_and_sample(generative, layout, pages, options):
     family, ours, _ = generative
-    drawn = {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "min_p": 0.01, "seed": 2**64 - 3, "n": 3, "eos_ids": []}
+    drawn = {"seed": 2**64 - 3, "n": 3, "eos_ids": [], **options}
     mine = ask(family, 0, PROMPTS[1], **drawn)
     alone = run(engine_of(ours), mine).tokens
     assert len({tuple(tokens) for tokens in alone.values()}) == 3

@@ -72,8 +72,8 @@ def test_any_load_is_served_within_its_limits(family, load, padded, max_rows, pa
     while coming or scheduler.waiting or scheduler.running:
         while coming and coming[0][1][3] <= steps:
             arrival, (prompt, new_tokens, samples, _) = coming.pop(0)
-            encoder = family == "encoder"
-            request = embed(arrival, prompt) if encoder else make(family, arrival, prompt, new_tokens, samples)
+            whole = family == "encoder" or arrival % 4 == 3
+            request = embed(arrival, prompt) if whole else make(family, arrival, prompt, new_tokens, samples)
             alive += request.sequences
             scheduler.add(request)
         for sequence in [s for s in alive if s.request.arrival in cancelled and steps == 4]:
@@ -82,6 +82,7 @@ def test_any_load_is_served_within_its_limits(family, load, padded, max_rows, pa
         assert bool(plan.encode or plan.decode) == bool(scheduler.waiting or scheduler.running)
         check(scheduler, plan, pool, max_rows, padded)
         perform(scheduler, plan)
+        assert len(scheduler.running) <= max_rows
         steps += 1
         assert steps < 3000
     assert pool.used == 0

@@ -11,7 +11,7 @@ import torch
 
 from tercet.kernels import dispatch
 from tercet.server.engine.pages import PagePool
-from tercet.server.engine.reading import likeness
+from tercet.server.engine.reading import is_finite, likeness
 from tercet.server.engine.scheduler import Chunk, Scheduler
 from tercet.server.engine.sequence import generation_request, reading_request
 from tercet.server.logs import fields
@@ -138,9 +138,13 @@ class Engine:
         done = self._runner.encode([sequence for sequence, _ in chunks])
         for (sequence, _), answer in zip(chunks, done.outputs, strict=True):
             sequence.request.encoded = True
-            if answer is not None:
+            if answer is None:
+                continue
+            if is_finite(answer):
                 self._outputs.append(answer)
                 self._finish(sequence)
+            else:
+                self._reject_not_finite(sequence.request)
         prompt = sum(_first_read(sequence.request, length) for sequence, length in chunks)
         real = sum(length for _, length in chunks)
         self._count("encode", chunks, done, started, prompt=prompt, recomputed=real - prompt)
@@ -168,8 +172,7 @@ class Engine:
     def _accept(self, sequence: Sequence, choice: Choice) -> None:
         token, logprob = choice
         if not 0 <= token < self._limits.target_vocab_size:  # what sampling makes of logits that are not finite
-            message = "the model's logits are not finite"
-            self._reject(sequence.request, Rejected(id=sequence.request.id, reason="internal", message=message))
+            self._reject_not_finite(sequence.request)
             return
         reason = sequence.accept(token)
         self._outputs.append(
@@ -208,6 +211,10 @@ class Engine:
             self._outputs.append(rejection)
         for sequence in list(request.sequences):
             self._finish(sequence)
+
+    def _reject_not_finite(self, request: Request) -> None:
+        message = "what the model computes is not finite"
+        self._reject(request, Rejected(id=request.id, reason="internal", message=message))
 
     def _finish(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)

@@ -7,6 +7,7 @@ vocabulary-wide is computed for as many places at once as memory was counted for
 from __future__ import annotations
 
 from itertools import accumulate, chain, groupby
+from math import isnan
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -45,6 +46,17 @@ def likeness(reading: Reading | None) -> tuple[bool, str, str, bool, int]:
             return False, "likelihoods", "", False, 0
         case Score():
             return bool(reading.decoder_ids), "likelihoods", "", False, 0
+
+
+def is_finite(answer: Answer) -> bool:
+    """Whether a model's numbers are numbers. A log probability may be -inf."""
+    match answer:
+        case Embedding() | Prediction():
+            return bool(np.isfinite(np.frombuffer(answer.data, np.float32)).all())
+        case Candidates():
+            return not any(isnan(logprob) for place in answer.logprobs for logprob in place)
+        case Scored():
+            return not any(isnan(token.logprob) for token in answer.logprobs)
 
 
 class Place(NamedTuple):

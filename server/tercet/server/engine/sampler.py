@@ -87,12 +87,12 @@ def pack_sampling(put: Callable[..., None], sequences: Sequence[Row], rows: list
     put("sample", [sequence.sample for sequence in sequences])
     put("position", [len(sequence.tokens) for sequence in sequences])
     pack_processors(put, sequences)
-    typical = [row for row, s in enumerate(settings) if s.typical_p < 1 and s.temperature > 0]
+    typical = [row for row, s in enumerate(settings) if _is_typical(s)]
     if typical:
         put("typical_rows", typical)
         put("typical_mass", [settings[row].typical_p for row in typical], "f")
         _put_filters(put, "typical_", [settings[row] for row in typical])
-    _put_filters(put, "", [_DRAW if row in typical else s for row, s in enumerate(settings)])
+    _put_filters(put, "", [_DRAW if _is_typical(s) else s for s in settings])
     told = [row for row, s in enumerate(settings) if s.logprobs]
     if told:
         put("told_rows", told)
@@ -184,6 +184,10 @@ def keep_typical(scores: Tensor, filters: Filters, typical_p: Tensor) -> Tensor:
 
 
 _DRAW = Sampling(max_new_tokens=0, temperature=1.0)  # from whatever is left
+
+
+def _is_typical(settings: Sampling) -> bool:
+    return settings.typical_p < 1 and settings.temperature > 0
 
 
 def _put_filters(put: Callable[..., None], name: str, settings: Sequence[Sampling]) -> None:

@@ -28,7 +28,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     parameters: int
     pages: int
-    """Pages of KV cache, 0 for encoders."""
+    """Pages of KV cache, 0 of what does not generate."""
     page_size: int
     memory: int
     """Bytes held: weights and pages."""
