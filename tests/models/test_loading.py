@@ -34,28 +34,6 @@ def test_integers_are_no_weights(pair: Load, tmp_path: Path) -> None:
     assert f"tensor {name} is stored as I32" in message
 
 
-@pytest.mark.parametrize(
-    "rename",
-    [
-        lambda name: f"bert.{name}",
-        lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"),
-    ],
-    ids=["prefixed", "tensorflow"],
-)
-def test_the_other_names_of_bert(pair: Load, tmp_path: Path, rename: Callable[[str], str]) -> None:
-    tensors = {
-        rename(name): value
-        for name, value in load_file(pair("bert").folder / WEIGHTS).items()
-        if not name.startswith("pooler.")
-    }
-    tensors[rename("embeddings.position_ids")] = torch.arange(96)[None]
-    tensors["cls.predictions.bias"] = torch.zeros(331)
-    assert same(load_model(rewrite(pair("bert"), tmp_path, tensors), device=CPU), pair("bert").ours)
-    dropped = rename("embeddings.word_embeddings.weight")
-    del tensors[dropped]
-    assert refusal(rewrite(pair("bert"), tmp_path, tensors)).endswith(f"missing tensor {dropped}")
-
-
 def test_two_names_of_one_parameter_are_refused(pair: Load, tmp_path: Path) -> None:
     tensors = load_file(pair("bert").folder / WEIGHTS)
     tensors["embeddings.LayerNorm.gamma"] = tensors["embeddings.LayerNorm.weight"].clone()
@@ -196,6 +174,16 @@ ABSURD: list[tuple[str, str, Any]] = [
     ("bert", "hidden_act", {}),
     ("bert", "position_embedding_type", "relative_key"),
     ("bert", "is_decoder", True),
+    ("roberta", "pad_token_id", -1),
+    ("roberta", "max_position_embeddings", 3),
+    ("mpnet", "relative_attention_num_buckets", 31),
+    ("electra", "embedding_size", 0),
+    ("modernbert", "num_attention_heads", 4),
+    ("modernbert", "layer_types", "full_attention"),
+    ("modernbert", "layer_types", ["full_attention"]),
+    ("modernbert", "layer_types", ["full_attention", "chunked_attention"]),
+    ("modernbert", "rope_parameters.full_attention", 500.0),
+    ("modernbert", "local_attention", 0),
     ("llama", "vocab_size", 1 << 62),
     ("llama", "num_key_value_heads", 4),
     ("llama", "head_dim", 100_000),
