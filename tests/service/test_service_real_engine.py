@@ -47,7 +47,7 @@ def generate(model: str, **sampling: object) -> GenerateRequest:
 
 
 def vectors(stubs: Stubs, texts: list[str]) -> np.ndarray:
-    response = stubs.embedding.Embed(EmbedRequest(inputs=[TextInput(text=text) for text in texts]))
+    response = stubs.embedding.Embed(EmbedRequest(model="bert", inputs=[TextInput(text=text) for text in texts]))
     return np.frombuffer(response.embeddings.data, "<f4").reshape(response.embeddings.shape)
 
 
