@@ -71,7 +71,7 @@ class ModelServicer:
         if text is not None:
             described.MergeFrom(
                 Model(
-                    labels=text.labels if {"classify", "tag"} & set(tasks) else (),
+                    labels=text.labelled(info.labels).labels if info and {"classify", "tag"} & set(tasks) else (),
                     mask_token=text.mask[0] if text.mask is not None and "fill_mask" in tasks else "",
                     prompts=sorted(text.embedding.prompts),
                     generation_tasks=sorted(text.tasks),

@@ -67,7 +67,7 @@ class ServedModel:
         """What it can be asked; None until that is known."""
         if self.engine.info is None or self.text is None:
             return None
-        own, text = self.engine.info.tasks, self.text
+        own, text = self.engine.info.tasks, self.text.labelled(self.engine.info.labels)
         fills = text.mask is not None
         generates, classifies = "generate" in own, "classify" in own
         able: dict[Task, bool] = {
@@ -110,7 +110,7 @@ class ServedModel:
         if text is None or info is None or channel is None:
             state = self.engine.state.name.lower()
             raise UnavailableError(f"model {self.name!r} is {state}", retry_after=ENGINE_PAUSE)
-        return Target(self, text, info, channel)
+        return Target(self, text.labelled(info.labels), info, channel)
 
     def can_wait(self, sequences: int, tokens: int) -> bool:
         """Whether its queue will take so many once enough are answered, before it is empty."""

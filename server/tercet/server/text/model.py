@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tercet.server.text.chat import ChatTemplate, folder_template
@@ -66,6 +66,12 @@ class TextModel:
 
     def _label(self, beginning: str) -> int | None:
         return next((i for i, label in enumerate(self.labels) if label.lower().startswith(beginning)), None)
+
+    def labelled(self, count: int) -> TextModel:
+        """The same with `count` labels, numbered if the files name more or fewer: those of an adapter have no names."""
+        if count in (0, len(self.labels)):
+            return self
+        return replace(self, labels=tuple(f"LABEL_{index}" for index in range(count)))
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt of a conversation, its special tokens spelled out: encode it with add_special_tokens=False.

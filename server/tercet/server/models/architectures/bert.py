@@ -33,6 +33,9 @@ PREDICTIONS = bert_kin.masked_lm(
     bias="cls.predictions.bias",
 )
 MASKED_LM = replace(PREDICTIONS, weights=with_tensorflow_names(PREDICTIONS.weights))
+# The pooler is the base model's: with the prefix, or without in a base model that an adapter makes a classifier of.
+POOLED = dense_classifier("bert.pooler.dense", "classifier", reads="first")
+CLASSIFIER = replace(POOLED, weights={**POOLED.weights, **affine({"pooler.dense": "head.dense"})})
 WEIGHTS = {
     **with_tensorflow_names(bert_kin.WEIGHTS),
     # Heads it was pretrained with, and the map for classifying, are in files of other classes too.
@@ -53,7 +56,7 @@ BERT = Architecture(
         "BertModel": BASE,
         "BertForMaskedLM": MASKED_LM,
         "BertForPreTraining": MASKED_LM,
-        "BertForSequenceClassification": dense_classifier("bert.pooler.dense", "classifier", reads="first"),
+        "BertForSequenceClassification": CLASSIFIER,
         "BertForTokenClassification": tagger(),
         "BertForQuestionAnswering": answerer(),
     },
