@@ -29,6 +29,8 @@ CORPUS = (
     "encoders read, decoders write, and a cross attention joins the two of them",
     "a naïve café owner in Zürich counted 12345 coins, 67890 notes; then she slept",
 )
+AFTER_ACTIVATIONS = ("mlp.c_proj", "mlp.dense_4h_to_h", "fc2", "wo")
+TIED = 0.3  # of the deviation of word embeddings
 UNSCALED = ("t5", "mt5", "umt5", "gpt_neo")  # scores without 1 / sqrt(d)
 
 
@@ -87,13 +89,21 @@ def build(row: str, head: str | None = None, **config: Any) -> PreTrainedModel:
 
 
 def refill(model: PreTrainedModel, seed: int) -> None:
-    """Fills all that is stored with normals, so that attention is far from uniform and every tensor matters."""
+    """Fills all that is stored with normals, so that attention is far from uniform and every tensor matters.
+
+    What all tokens have in common stays small, or they would all lead to the same next one: biases, the mean of what
+    activations let through, and with a tied head the part of a token in its own hidden state.
+    """
     generator = torch.Generator().manual_seed(seed)
     scaled = model.config.model_type not in UNSCALED
+    words = model.get_input_embeddings() if model.can_generate() and model.config.tie_word_embeddings else None
     with torch.no_grad():
         for name, tensor in stored(model).items():
-            mean, deviation = _distribution(name, tensor, _owner(model, name), scaled=scaled)
-            tensor.normal_(mean, deviation, generator=generator)
+            owner = _owner(model, name)
+            mean, deviation = _distribution(name, tensor, owner, scaled=scaled)
+            tensor.normal_(mean, deviation * (TIED if owner is words else 1), generator=generator)
+            if any(f".{last}." in name for last in AFTER_ACTIVATIONS):
+                tensor.sub_(tensor.mean(dim=0 if isinstance(owner, Conv1D) else -1, keepdim=True))
 
 
 def stored(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -116,7 +126,7 @@ def _distribution(name: str, tensor: torch.Tensor, owner: nn.Module, *, scaled: 
     if "Norm" in type(owner).__name__ and name.endswith("weight"):
         return 1, 0.3
     if tensor.ndim == 1 or 1 in tensor.shape[:-1]:
-        return 0, 0.3
+        return 0, 0.15
     if isinstance(owner, nn.Embedding):
         return 0, 2 if "relative_attention_bias" in name else 1
     inputs = tensor.shape[0] if isinstance(owner, Conv1D) else tensor.shape[1]

@@ -79,7 +79,6 @@ DECODERS = {
             "use_parallel_residual": False,
             "attention_bias": False,
             "hidden_act": "gelu_fast",
-            "tie_word_embeddings": True,
             "rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5},
         },
         ("GPTNeoXForCausalLM",),
