@@ -84,7 +84,7 @@ DECODERS = {
         ("GPTNeoXForCausalLM",),
     ),
     "opt": Row("opt", OPT),
-    "opt-350m": Row("opt", {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 20}),
+    "opt-350m": Row("opt", {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 20}, seed=22),
     "opt-unbiased": Row(
         "opt",
         {**OPT, "enable_bias": False, "_remove_final_layer_norm": True, "activation_function": "gelu"},
