@@ -40,6 +40,7 @@ RULES = {
         "text wire frames logs protos",
         "google grpc grpc_health grpc_reflection grpc_status huggingface_hub msgspec prometheus_client rich typer",
     ),
+    "verify": rule("engine models text wire front", "torch numpy transformers typer"),
     "client": rule("protos", "google grpc grpc_health grpc_status numpy typer"),
 }
 WITHOUT_TORCH = ("wire", "frames", "logs", "text", FRONT)

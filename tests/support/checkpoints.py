@@ -149,11 +149,15 @@ SURROUNDED = {
 def _tokenizer(row: str) -> PreTrainedTokenizerFast:
     """Byte-level BPE of VOCAB_SIZE tokens, so that any text has ids and any ids have a text."""
     family = "encoder" if row in ENCODERS else "decoder" if row in DECODERS else "seq2seq"
+    special = SPECIAL[family]
+    names = list(special.values())
+    if row == "mpnet":  # its padding is token 1, whatever its config says
+        names.insert(1, names.pop(names.index(special["pad_token"])))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE, special_tokens=list(SPECIAL[family].values()), show_progress=False, min_frequency=1,
+        vocab_size=VOCAB_SIZE, special_tokens=names, show_progress=False, min_frequency=1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
     tokenizer.train_from_iterator(CORPUS, trainer)
@@ -161,6 +165,6 @@ def _tokenizer(row: str) -> PreTrainedTokenizerFast:
         raise RuntimeError(f"the corpus gave {tokenizer.get_vocab_size()} tokens, not {VOCAB_SIZE}")
     if family in SURROUNDED:
         single, pair = SURROUNDED[family]
-        special = [(token, tokenizer.token_to_id(token)) for token in SPECIAL[family].values()]
-        tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL[family])
+        ids = [(token, tokenizer.token_to_id(token)) for token in names]
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)

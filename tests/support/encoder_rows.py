@@ -26,7 +26,7 @@ ENCODER_MODELS = {
         "electra", {**BERT, "embedding_size": 48, "tie_word_embeddings": False}, ("ElectraForMaskedLM",)
     ),
     # Texts reach beyond the distance from which biases are the same.
-    "mpnet": Row("mpnet", {**BERT, "max_position_embeddings": 160}),
+    "mpnet": Row("mpnet", {**BERT, "max_position_embeddings": 160, "pad_token_id": 1}),
     "distilbert": Row(
         "distilbert",
         {

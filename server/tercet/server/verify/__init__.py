@@ -1,0 +1,1 @@
+"""`tercet verify`: a checkpoint in Tercet and in transformers, side by side."""
