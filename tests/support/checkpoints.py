@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from support.architectures import DECODERS, ENCODERS, LABELS, ROWS, VOCAB_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from transformers import PreTrainedModel
@@ -80,6 +81,14 @@ def save(
     return folder
 
 
+def save_for_texts(folder: Path, row: str) -> Path:
+    """A row's architecture with its first head, whose generated texts are varied; without a tokenizer."""
+    model = build(row)
+    refill(model, ROWS[row].text_seed, ROWS[row].text_gains)
+    model.save_pretrained(folder)
+    return folder
+
+
 def build(row: str, head: str | None = None, **config: Any) -> PreTrainedModel:
     """transformers' model of a row, as it initializes it."""
     head = head or ROWS[row].classes[0]
@@ -88,8 +97,10 @@ def build(row: str, head: str | None = None, **config: Any) -> PreTrainedModel:
     return kind(kind.config_class(**ROWS[row].config | labels | config))
 
 
-def refill(model: PreTrainedModel, seed: int) -> None:
+def refill(model: PreTrainedModel, seed: int, gains: Mapping[str, float] | None = None) -> None:
     """Fills all that is stored with normals, so that attention is far from uniform and every tensor matters.
+
+    `gains` multiply the deviations of the weights of modules by their names.
 
     What all tokens have in common stays small, or they would all lead to the same next one: biases, the mean of what
     activations let through, and with a tied head the part of a token in its own hidden state.
@@ -101,7 +112,8 @@ def refill(model: PreTrainedModel, seed: int) -> None:
         for name, tensor in stored(model).items():
             owner = _owner(model, name)
             mean, deviation = _distribution(name, tensor, owner, scaled=scaled)
-            tensor.normal_(mean, deviation * (TIED if owner is words else 1), generator=generator)
+            gain = (gains or {}).get(name.rpartition(".")[0].rpartition(".")[2], 1) if tensor.ndim > 1 else 1
+            tensor.normal_(mean, deviation * gain * (TIED if owner is words else 1), generator=generator)
             if any(f".{last}." in name for last in AFTER_ACTIVATIONS):
                 tensor.sub_(tensor.mean(dim=0 if isinstance(owner, Conv1D) else -1, keepdim=True))
 

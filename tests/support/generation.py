@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-SEED = 22  # of checkpoints whose texts are varied
 NEW_TOKENS = 20
 PAD = 2
+START = [0]  # what the decoders of seq2seq models begin with
 LENGTHS = (1, 4, 7, 13, 18, 30)
 PROMPTS = [random.Random(length).choices(range(3, VOCAB_SIZE), k=length) for length in LENGTHS]
 
 
 def generated(model: PreTrainedModel, prompt: Sequence[int], *, eos: Sequence[int] = (), **options: Any) -> list[int]:
-    """The new tokens of a decoder after a prompt: greedy, up to NEW_TOKENS, unless `options` say otherwise."""
+    """The new tokens after a prompt, or for a source: greedy, up to NEW_TOKENS, unless `options` say otherwise."""
     ids = torch.tensor([list(prompt)])
     output = model.generate(
         ids,
@@ -31,7 +31,7 @@ def generated(model: PreTrainedModel, prompt: Sequence[int], *, eos: Sequence[in
         pad_token_id=PAD,
         **{"max_new_tokens": NEW_TOKENS, "do_sample": False} | options,
     )
-    return output[0, len(prompt) :].tolist()
+    return output[0, len(START) if model.config.is_encoder_decoder else len(prompt) :].tolist()
 
 
 def varied(model: PreTrainedModel) -> list[list[int]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import transformers
@@ -23,6 +24,10 @@ class Row:
     """Classes of transformers; none are all of the architecture's but those of a seq2seq model's encoder alone."""
     seed: int = 20
     """Of its weights: one where every tensor moves what comes out."""
+    text_seed: int = 22
+    """Of its weights where texts are generated: one where those are varied."""
+    text_gains: Mapping[str, float] = field(default_factory=dict[str, float])
+    """By module names, what its weights are multiplied by for the same."""
 
     @property
     def classes(self) -> list[str]:

@@ -5,6 +5,8 @@ As many positions are learned as the longest text in the tests has tokens.
 
 from __future__ import annotations
 
+from typing import Any
+
 from support.row import VOCAB_SIZE, Row
 
 TOKENS = {"vocab_size": VOCAB_SIZE, "decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
@@ -21,6 +23,7 @@ BART = {
     "scale_embedding": True,
     "forced_eos_token_id": None,
 }
+# M2M100's positions begin behind the padding's id, which no text has.
 PADDED_LATE = {"pad_token_id": VOCAB_SIZE + 3, "max_position_embeddings": VOCAB_SIZE + 4}
 TWO_VOCABULARIES = {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": VOCAB_SIZE + 70}
 T5 = {
@@ -34,35 +37,39 @@ T5 = {
     "relative_attention_num_buckets": 10,
     "relative_attention_max_distance": 20,
 }
+# Feed-forwards lead from token to token; attention, which would lead all to the same one, weighs less.
+BART_GAINS = {"shared": 0.25, "embed_tokens": 0.25, "embed_positions": 2, "v_proj": 0.5, "out_proj": 0.1, "fc2": 3}
+T5_GAINS = {"shared": 1.6, "o": 0.25, "wo": 3}
+
+
+def bart(architecture: str, *heads: str, seed: int = 20, text_seed: int = 20, **config: Any) -> Row:
+    """One of BART's kin."""
+    return Row(architecture, BART | config, heads, seed, text_seed, BART_GAINS)
+
+
+def t5(architecture: str, *heads: str, text_seed: int = 20, **config: Any) -> Row:
+    """One of T5's kin."""
+    return Row(architecture, T5 | config, heads, text_seed=text_seed, text_gains=T5_GAINS)
+
+
 SEQ2SEQ = {
-    "marian": Row("marian", {**BART, "activation_function": "swish"}),
-    "marian-two": Row("marian", {**BART, **TWO_VOCABULARIES}, seed=27),
-    "marian-untied": Row(
-        "marian", {**BART, **TWO_VOCABULARIES, "tie_word_embeddings": False}, ("MarianMTModel",), seed=27
+    "marian": bart("marian", text_seed=23, activation_function="swish"),
+    "marian-two": bart("marian", seed=27, text_seed=22, **TWO_VOCABULARIES),
+    "marian-untied": bart("marian", "MarianMTModel", seed=27, **TWO_VOCABULARIES, tie_word_embeddings=False),
+    "m2m_100": bart("m2m_100", text_seed=21, vocab_size=VOCAB_SIZE + 6, **PADDED_LATE),
+    "bart": bart("bart", seed=22),
+    "bart-relu": bart(
+        "bart", "BartForConditionalGeneration", seed=22, scale_embedding=False, activation_function="relu"
     ),
-    # Positions begin behind the padding's id, which no text has.
-    "m2m_100": Row("m2m_100", {**BART, "vocab_size": VOCAB_SIZE + 6, **PADDED_LATE}),
-    "bart": Row("bart", BART, seed=22),
-    "bart-relu": Row(
-        "bart",
-        {**BART, "scale_embedding": False, "activation_function": "relu"},
-        ("BartForConditionalGeneration",),
-        seed=22,
-    ),
-    "mbart": Row("mbart", {**BART, "activation_function": "gelu_new"}),
-    "pegasus": Row("pegasus", BART),
-    "t5": Row("t5", {**T5, "feed_forward_proj": "gated-gelu"}),
-    "t5-relu": Row(
-        "t5", {**T5, "feed_forward_proj": "relu", "tie_word_embeddings": False}, ("T5ForConditionalGeneration",)
-    ),
-    "mt5": Row("mt5", T5),
-    "umt5": Row("umt5", {**T5, "feed_forward_proj": "relu"}),
+    "mbart": bart("mbart", activation_function="gelu_new"),
+    "pegasus": bart("pegasus"),
+    "t5": t5("t5", text_seed=22, feed_forward_proj="gated-gelu"),
+    "t5-relu": t5("t5", "T5ForConditionalGeneration", feed_forward_proj="relu", tie_word_embeddings=False),
+    "mt5": t5("mt5", text_seed=22),
+    "umt5": t5("umt5", text_seed=25, feed_forward_proj="relu"),
 }
+# The heads of encoders alone.
 ENCODER_STACKS = {
-    f"{name}-encoder": Row(
-        name,
-        {**T5, "feed_forward_proj": "gated-gelu", "n_positions": 41},
-        (f"{title}EncoderModel", f"{title}ForTokenClassification"),
-    )
+    f"{name}-encoder": t5(name, f"{title}EncoderModel", f"{title}ForTokenClassification", n_positions=41)
     for name, title in (("t5", "T5"), ("mt5", "MT5"), ("umt5", "UMT5"))
 }
