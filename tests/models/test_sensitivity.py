@@ -67,6 +67,18 @@ COUNT: list[tuple[str, dict[str, Any]]] = [
     ("roberta", {"pad_token_id": 1}),
     ("modernbert", {"local_attention": 11}),
     ("modernbert", {"layer_types": ["full_attention", *["sliding_attention"] * 4]}),
+    ("openai-gpt", {"afn": "relu"}),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": False}),
+    ("gpt2", {"scale_attn_weights": False}),
+    ("gpt_neo", {"window_size": 6}),
+    ("gpt_neo", {"attention_types": [[["global", "local", "local"], 1]]}),
+    ("gpt_neox", {"use_parallel_residual": False}),
+    ("gpt_neox", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    ("llama-yarn", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    ("mistral", {"sliding_window": 6}),
+    ("qwen2", {"sliding_window": 6}),
+    ("qwen2", {"max_window_layers": 2}),
+    ("qwen3", {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
 ]
 
 
