@@ -8,6 +8,7 @@ from typing import Literal
 Family = Literal["encoder", "decoder", "seq2seq"]
 Norm = Literal["layer_norm", "rms_norm"]
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
+HeadTask = Literal["generate", "fill_mask", "classify", "tag", "answer"]
 HeadActivation = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh"]
 Window = tuple[int, int]
 """Keys seen to the left and to the right of a query."""
@@ -59,7 +60,7 @@ class RelativeBiasSpec:
 class HeadSpec:
     """What turns hidden states into outputs: an optional dense map with activation and norm, then a linear map."""
 
-    task: Literal["generate", "fill_mask", "classify", "tag", "answer"]
+    task: HeadTask
     """What the outputs are for. Those of "classify" are one vector a sequence, the others one a token."""
     outputs: int
     """The vocabulary, or labels; 2 (start and end) to answer."""

@@ -26,6 +26,15 @@ VOCABULARY = (1, 4_000_000)
 LENGTH = (1, 4_194_304)
 EPSILON = (0, 1)
 
+# The sizes that most configs have, under the names that most of them use.
+SIZES: Table = {
+    "vocab_size": integer("vocab_size", *VOCABULARY),
+    "hidden_size": integer("hidden_size", *WIDTH),
+    "num_hidden_layers": integer("layers", *LAYERS),
+    "num_attention_heads": integer("heads", *HEADS),
+    "intermediate_size": integer("intermediate_size", *WIDTH),
+}
+
 # What configs call the activations.
 ACTIVATIONS = {
     "gelu": "gelu",

@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING, Any
 from tercet.server.models.architectures.architecture import (
     ACTIVATIONS,
     EPSILON,
-    HEADS,
     LABELS,
-    LAYERS,
     LENGTH,
-    VOCABULARY,
-    WIDTH,
+    SIZES,
     Head,
 )
 from tercet.server.models.architectures.tables import affine
@@ -27,11 +24,7 @@ if TYPE_CHECKING:
     from tercet.server.models.spec import HeadActivation
 
 CONFIG = {
-    "vocab_size": integer("vocab_size", *VOCABULARY),
-    "hidden_size": integer("hidden_size", *WIDTH),
-    "num_hidden_layers": integer("layers", *LAYERS),
-    "num_attention_heads": integer("heads", *HEADS),
-    "intermediate_size": integer("intermediate_size", *WIDTH),
+    **SIZES,
     "max_position_embeddings": integer("positions", *LENGTH),
     "layer_norm_eps": number("norm_eps", *EPSILON, default=1e-12),
     "hidden_act": choice("activation", ACTIVATIONS, default="gelu"),

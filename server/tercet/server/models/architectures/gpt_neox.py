@@ -9,12 +9,9 @@ from tercet.server.models.architectures import gpt_kin, rotary
 from tercet.server.models.architectures.architecture import (
     ACTIVATIONS,
     EPSILON,
-    HEADS,
     LABELS,
-    LAYERS,
     LENGTH,
-    VOCABULARY,
-    WIDTH,
+    SIZES,
     Architecture,
     language_model,
 )
@@ -28,11 +25,7 @@ if TYPE_CHECKING:
     from tercet.server.models.spec import TransformerSpec
 
 CONFIG = {
-    "vocab_size": integer("vocab_size", *VOCABULARY),
-    "hidden_size": integer("hidden_size", *WIDTH),
-    "num_hidden_layers": integer("layers", *LAYERS),
-    "num_attention_heads": integer("heads", *HEADS),
-    "intermediate_size": integer("intermediate_size", *WIDTH),
+    **SIZES,
     "max_position_embeddings": integer("max_length", *LENGTH, default=2048),
     "hidden_act": choice("activation", ACTIVATIONS, default="gelu"),
     "layer_norm_eps": number("norm_eps", *EPSILON, default=1e-5),

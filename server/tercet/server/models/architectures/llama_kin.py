@@ -15,6 +15,7 @@ from tercet.server.models.architectures.architecture import (
     LABELS,
     LAYERS,
     LENGTH,
+    SIZES,
     VOCABULARY,
     WIDTH,
     GGUFTables,
@@ -35,13 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 CONFIG = {
-    "vocab_size": integer("vocab_size", *VOCABULARY),
-    "hidden_size": integer("hidden_size", *WIDTH),
-    "num_hidden_layers": integer("layers", *LAYERS),
-    "num_attention_heads": integer("heads", *HEADS),
+    **SIZES,
     "num_key_value_heads": integer("kv_heads", *HEADS, default=None),
     "head_dim": integer("head_dim", *HEAD_DIM, default=None),
-    "intermediate_size": integer("intermediate_size", *WIDTH),
     "max_position_embeddings": integer("max_length", *LENGTH),
     "rms_norm_eps": number("norm_eps", *EPSILON, default=1e-6),
     "hidden_act": choice("activation", ACTIVATIONS, default="silu"),

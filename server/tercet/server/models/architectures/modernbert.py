@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tercet.server.models.architectures.architecture import (
     ACTIVATIONS,
     BASE,
     EPSILON,
-    HEADS,
     LABELS,
     LAYERS,
     LENGTH,
-    VOCABULARY,
-    WIDTH,
+    SIZES,
     Architecture,
     Head,
 )
@@ -24,16 +22,13 @@ from tercet.server.models.spec import HeadSpec, RotarySpec, StackSpec, Transform
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-LOCAL = {"full_attention": False, "sliding_attention": True}
+    from tercet.server.models.spec import HeadTask
+
 GLOBAL_THETA = number("global_theta", 0, 1e12, default=160_000.0)
 LOCAL_THETA = number("local_theta", 0, 1e12, default=10_000.0)
 UNSCALED = choice("scaling", {"default": "default"}, default="default")
 CONFIG = {
-    "vocab_size": integer("vocab_size", *VOCABULARY),
-    "hidden_size": integer("hidden_size", *WIDTH),
-    "num_hidden_layers": integer("layers", *LAYERS),
-    "num_attention_heads": integer("heads", *HEADS),
-    "intermediate_size": integer("intermediate_size", *WIDTH),
+    **SIZES,
     "max_position_embeddings": integer("max_length", *LENGTH, default=8192),
     "hidden_activation": choice("activation", ACTIVATIONS, default="gelu"),
     "norm_eps": number("norm_eps", *EPSILON, default=1e-5),
@@ -41,8 +36,8 @@ CONFIG = {
     "attention_bias": flag("attention_bias", default=False),
     "mlp_bias": flag("feedforward_bias", default=False),
     "local_attention": integer("window", 2, LENGTH[1], default=128),
-    # Which layers are local, and the wavelengths; below what configs said until transformers 5.
-    "layer_types": each("local", LOCAL, default=None),
+    # Which layers see a window, and how fast either kind rotates; with the names of both before transformers 5.
+    "layer_types": each("local", {"full_attention": False, "sliding_attention": True}, default=None),
     "global_attn_every_n_layers": integer("period", 1, LAYERS[1], default=3),
     "global_rope_theta": GLOBAL_THETA,
     "local_rope_theta": LOCAL_THETA,
@@ -54,16 +49,39 @@ CONFIG = {
     ),
     "classifier_pooling": choice("reads", {"cls": "first", "mean": "mean"}, default="first"),
     "classifier_activation": choice("head_activation", ACTIVATIONS, default="gelu"),
-    "classifier_bias": flag("head_dense_bias", default=False),
+    "classifier_bias": flag("dense_bias", default=False),
     "decoder_bias": flag("decoder_bias", default=True),
     "tie_word_embeddings": flag("tied", default=True),
     **LABELS,
 }
 
+
+def head(task: HeadTask, output: str, *, outputs: int | str, bias: bool | str = True, **others: str) -> Head:
+    """A dense map, an activation, a norm and the map called `output`; what are strings here, the config says."""
+    named: dict[str, Any] = {"outputs": outputs, "bias": bias, **others}
+    return Head(
+        lambda config: HeadSpec(
+            task=task,
+            dense=config["hidden_size"],
+            dense_bias=config["dense_bias"],
+            activation=config["head_activation"],
+            norm="layer_norm",
+            norm_eps=config["norm_eps"],
+            norm_bias=config["norm_bias"],
+            **{name: config[value] if isinstance(value, str) else value for name, value in named.items()},
+        ),
+        affine({"head.dense": "head.dense", "head.norm": "head.norm", output: "head.output"}),
+    )
+
+
+CLASSES = {
+    "ModernBertModel": BASE,
+    "ModernBertForMaskedLM": head("fill_mask", "decoder", outputs="vocab_size", bias="decoder_bias", tied="tied"),
+    "ModernBertForSequenceClassification": head("classify", "classifier", outputs="labels", reads="reads"),
+    "ModernBertForTokenClassification": head("tag", "classifier", outputs="labels"),
+    "ModernBertForQuestionAnswering": head("answer", "classifier", outputs=2),
+}
 LAYER = "encoder.layers.{}"
-DENSE = affine({"head.dense": "head.dense", "head.norm": "head.norm"})
-MASKED_LM = {**DENSE, **affine({"decoder": "head.output"})}
-CLASSIFIER = {**DENSE, **affine({"classifier": "head.output"})}
 WEIGHTS = {
     "embeddings.tok_embeddings.weight": "vocabulary.weight",
     **affine(
@@ -78,7 +96,7 @@ WEIGHTS = {
             "final_norm": "encoder.final_norm",
         }
     ),
-    **dict.fromkeys(MASKED_LM),
+    **dict.fromkeys(CLASSES["ModernBertForMaskedLM"].weights),
 }
 
 
@@ -116,52 +134,10 @@ def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
         attention_output_bias=config["attention_bias"],
         feedforward_bias=config["feedforward_bias"],
     )
+    length = config["max_length"]
     return TransformerSpec(
-        family="encoder",
-        vocab_size=config["vocab_size"],
-        max_length=config["max_length"],
-        default_length=config["max_length"],
-        encoder=encoder,
+        family="encoder", vocab_size=config["vocab_size"], max_length=length, default_length=length, encoder=encoder
     )
 
 
-def head(
-    config: Config, task: Literal["fill_mask", "classify", "tag", "answer"], outputs: int, **others: Any
-) -> HeadSpec:
-    """A dense map, an activation, a norm, and the map to the outputs."""
-    return HeadSpec(
-        task=task,
-        outputs=outputs,
-        dense=config["hidden_size"],
-        dense_bias=config["head_dense_bias"],
-        activation=config["head_activation"],
-        norm="layer_norm",
-        norm_eps=config["norm_eps"],
-        norm_bias=config["norm_bias"],
-        **others,
-    )
-
-
-MODERNBERT = Architecture(
-    name="modernbert",
-    heads={
-        "ModernBertModel": BASE,
-        "ModernBertForMaskedLM": Head(
-            lambda config: head(
-                config, "fill_mask", config["vocab_size"], tied=config["tied"], bias=config["decoder_bias"]
-            ),
-            MASKED_LM,
-        ),
-        "ModernBertForSequenceClassification": Head(
-            lambda config: head(config, "classify", config["labels"], reads=config["reads"], bias=True), CLASSIFIER
-        ),
-        "ModernBertForTokenClassification": Head(
-            lambda config: head(config, "tag", config["labels"], bias=True), CLASSIFIER
-        ),
-        "ModernBertForQuestionAnswering": Head(lambda config: head(config, "answer", 2, bias=True), CLASSIFIER),
-    },
-    config=CONFIG,
-    weights=WEIGHTS,
-    spec=spec,
-    prefix="model.",
-)
+MODERNBERT = Architecture(name="modernbert", heads=CLASSES, config=CONFIG, weights=WEIGHTS, spec=spec, prefix="model.")
