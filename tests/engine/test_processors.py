@@ -48,6 +48,7 @@ FILTERS = {
     "top_p": {"temperature": 1.3, "top_p": 0.8},
     "min_p": {"temperature": 2.0, "min_p": 0.2},
     "typical": {"typical_p": 0.6},
+    "likeliest": {"top_p": 0.0, "typical_p": 0.6},
     "more typical": {"temperature": 1.4, "typical_p": 0.2},
     "all": {"temperature": 1.4, "top_k": 15, "top_p": 0.9, "min_p": 0.02, "typical_p": 0.85},
 }

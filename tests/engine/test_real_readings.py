@@ -60,7 +60,7 @@ def score(family, key, **options):
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_scores_are_those_of_transformers(generative, layout):
+def test_scores_are_those_of_transformers(generative, caplog, layout):
     """Beside embeddings and generation, whose tokens are what they are alone."""
     family, ours, theirs = generative
     start = START if family == "seq2seq" else []
@@ -77,6 +77,7 @@ def test_scores_are_those_of_transformers(generative, layout):
     mixed = [message for group in zip(texts, scores, embeds, strict=True) for message in group]
     answers = run(engine_of(ours, layout=layout, max_batch_tokens=128, max_rows=7), *mixed)
     assert [answers.tokens[20 + key, 0] for key in range(len(TEXTS))] == alone
+    assert "batch failed" not in caplog.text  # and worked row by row
     for key, message in enumerate(scores):
         ids, wanted = reference(family, theirs, key)
         wanted, given = wanted[message.first - 1 :], ids[message.first :]
@@ -113,7 +114,7 @@ def types_of(ids):
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize(("row", "head"), HEADS)
-def test_heads_are_those_of_transformers(tmp_path, row, head, layout):
+def test_heads_are_those_of_transformers(tmp_path, caplog, row, head, layout):
     """Beside embeddings, whose features may be cut before they are normalised."""
     folder = save(tmp_path, row, head)
     theirs = getattr(transformers, head).from_pretrained(folder, dtype=torch.float32).eval()
@@ -132,6 +133,7 @@ def test_heads_are_those_of_transformers(tmp_path, row, head, layout):
         messages.append(Embed(id=50 + key, token_ids=ids, pooling=pooling, normalize=key % 3 > 0, dimensions=31))
     answers = run(engine_of(load(folder), layout=layout, max_batch_tokens=256, max_rows=7), *messages)
     assert sum(stats.rows for stats in answers.stats) / len(answers.stats) > 4
+    assert "batch failed" not in caplog.text  # and worked row by row
     for message in messages:
         with torch.inference_mode():
             types = {"token_type_ids": torch.tensor([message.type_ids])} if message.type_ids else {}
@@ -160,7 +162,7 @@ def test_heads_are_those_of_transformers(tmp_path, row, head, layout):
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("head", ["BartForSequenceClassification", "BartForQuestionAnswering"])
-def test_heads_of_seq2seq_models_are_those_of_transformers(tmp_path, head, layout):
+def test_heads_of_seq2seq_models_are_those_of_transformers(tmp_path, caplog, head, layout):
     """The decoder reads the text again, one place later; beside embeddings."""
     folder = save(tmp_path, "bart", head)
     theirs = getattr(transformers, head).from_pretrained(folder, dtype=torch.float32).eval()
@@ -184,3 +186,4 @@ def test_heads_of_seq2seq_models_are_those_of_transformers(tmp_path, head, layou
             (hidden,) = theirs.get_encoder()(torch.tensor([message.token_ids])).last_hidden_state
         np.testing.assert_allclose(np.frombuffer(answers.vectors[message.id], "<f4"), hidden.mean(0), **TOLERANCE)
     assert all(stats.host_to_device_copies == 1 for stats in answers.stats)
+    assert "batch failed" not in caplog.text  # and worked row by row

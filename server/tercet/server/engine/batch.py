@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tercet.kernels import pad
+from tercet.server.engine.memory import pages_of
 from tercet.server.engine.reading import parts_of
 from tercet.server.engine.sampler import SamplingRows, pack_sampling, unpack_sampling
 from tercet.server.engine.transfer import PackedBuffer
@@ -84,7 +85,9 @@ def encoder_work(
         buffer.put("type_ids", (kind for ids in types for kind in ids))
     crossed = any(request.cross_pages for request in requests)
     if crossed:
-        _put_table(buffer, "cross_page_table", [request.cross_pages for request in requests], empty=-1)
+        nowhere = [[-1] * pages_of(len(request.source), page_size) for request in requests]  # for readings
+        pages = [request.cross_pages or none for request, none in zip(requests, nowhere, strict=True)]
+        _put_table(buffer, "cross_page_table", pages)
     views = buffer.upload(device)
 
     flat = source.flat(views)
@@ -222,10 +225,10 @@ def _put_rows(buffer: PackedBuffer, prefix: str, lengths: list[int]) -> None:
     buffer.put(f"{prefix}start", _starts(lengths))
 
 
-def _put_table(buffer: PackedBuffer, name: str, pages: list[list[int]], *, empty: int = 0) -> None:
+def _put_table(buffer: PackedBuffer, name: str, pages: list[list[int]]) -> None:
     width = max(map(len, pages))
     table = array("i")
     for row in pages:
         table.extend(row)
-        table.extend([empty] * (width - len(row)))
+        table.extend([0] * (width - len(row)))
     buffer.put(name, table)
