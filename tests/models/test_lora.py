@@ -132,6 +132,18 @@ def test_a_head_is_the_adapters_whatever_the_base_model_has(pair: Load, tmp_path
     check(ours, merged)
 
 
+def test_a_generating_model_becomes_a_classifier(pair: Load, tmp_path: Path) -> None:
+    """The head of the base model's file is left where it is."""
+    case = pair("llama")
+    config = transformers.LlamaConfig.from_pretrained(case.folder, num_labels=4)
+    merged = transformers.LlamaForSequenceClassification(config).eval()
+    merged.model.load_state_dict(case.reference.model.state_dict())
+    merged.score.weight.normal_()
+    tensors = train(merged, ("q_proj", "v_proj")) | {"base_model.model.score.weight": merged.score.weight.clone()}
+    adapter = save(tmp_path, tensors, task_type="SEQ_CLS", modules_to_save=["score"])
+    check(load_model(case.folder, device=CPU, adapter=adapter), merged)
+
+
 def test_products_are_added_before_the_weights_are_rounded(pair: Load, tmp_path: Path) -> None:
     case = pair("llama")
     merged = deepcopy(case.reference)

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from tercet.server.supervisor import Supervisor
 
 _MODELS = (
-    "NAME=SOURCE[@REVISION][+ADAPTER[@REVISION]]: a Hugging Face folder, a .gguf file or a hub id, and the name to "
-    "serve it under; a PEFT LoRA adapter, a folder or a hub id, is merged into its weights."
+    "NAME=SOURCE: a Hugging Face folder, a .gguf file or a hub id, and the name to serve it under. "
+    "NAME=SOURCE+ADAPTER: a PEFT LoRA adapter, a folder or a hub id, is merged into its weights. "
+    "A hub id may end in @REVISION."
 )
 _CONFIG = "Settings file; tercet.toml where there is one."
 
