@@ -11,7 +11,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from support.status import Refusal, refused
 from tercet.server.service.malformed import diagnose
-from tercet.v1 import embedding_pb2, generation_pb2, models_pb2, text_pb2
+from tercet.v1 import embedding_pb2, generation_pb2, models_pb2, scoring_pb2, text_pb2, understanding_pb2
 from tercet.v1.embedding_pb2 import EmbedRequest, EmbedStreamResponse
 from tercet.v1.generation_pb2 import Chat, ChatMessage, GenerateRequest, SamplingParameters
 from tercet.v1.models_pb2 import GetModelRequest
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 METHODS: list[MethodDescriptor] = [
     method
-    for module in (models_pb2, embedding_pb2, generation_pb2, text_pb2)
+    for module in (models_pb2, embedding_pb2, generation_pb2, scoring_pb2, text_pb2, understanding_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 ]

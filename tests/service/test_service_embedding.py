@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 from support.server import wait_until
 from support.status import Refusal, refused
 from tercet.v1.embedding_pb2 import EmbedRequest, EmbedResponse, Pooling
+from tercet.v1.models_pb2 import GetModelRequest
 from tercet.v1.types_pb2 import DTYPE_FLOAT32, TextInput, TokenIds
 
 if TYPE_CHECKING:
@@ -190,3 +192,36 @@ class TestQueue:
             assert server.metrics()['tercet_requests_rejected_total{model="encoder",reason="queue_full"}'] == 2
             response = stubs.embedding.Embed(EmbedRequest(inputs=[ids(5)] * 10))
             assert len(response.items) == 10  # an empty queue takes what a call may hold
+
+
+def test_a_vector_for_every_token(stubs: Stubs):
+    inputs = [text("w5 w6"), ids(POISON_ID), ids(5, 6, 7)]
+    response = stubs.embedding.Embed(EmbedRequest(inputs=inputs, pooling=Pooling.POOLING_NONE))
+    assert vectors(response)[:, 1].tolist() == [2, 5, 6, 3, 5, 6, 7]
+    assert [(item.row, item.rows) for item in response.items] == [(0, 4), (0, 0), (4, 3)]
+    assert stubs.embedding.Embed(EmbedRequest(inputs=inputs[::2])).items[1].rows == 1
+
+
+def test_fewer_dimensions(stubs: Stubs):
+    response = stubs.embedding.Embed(EmbedRequest(inputs=[ids(5), ids(6)], dimensions=2))
+    assert vectors(response).tolist() == [[1, 5], [1, 6]]
+    for dimensions in (0, 5, 2**32 - 1):
+        request = EmbedRequest(inputs=[ids(5)], dimensions=dimensions)
+        error = refused(lambda request=request: stubs.embedding.Embed(request))
+        assert (error.code, error.field) == (grpc.StatusCode.INVALID_ARGUMENT, "dimensions")
+
+
+def test_prompts_come_before_texts(tmp_path: Path, start, make_checkpoint, connect):
+    folder = make_checkpoint(tmp_path / "encoder", "bert")
+    (folder / "modules.json").write_text("[]")
+    prompts = {"query": "w9 ", "passage": "w8 w7 "}
+    stated = {"prompts": prompts, "default_prompt_name": "passage"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(stated))
+    with start({"encoder": folder}) as server, connect(server) as stubs:
+        for name, tokens in (("query", 4), ("passage", 5), (None, 5), ("", 3)):
+            response = stubs.embedding.Embed(EmbedRequest(inputs=[text("w5"), ids(5)], prompt_name=name))
+            assert vectors(response)[:, 0].tolist() == [tokens, 1]  # token ids are taken as they are
+        error = refused(lambda: stubs.embedding.Embed(EmbedRequest(inputs=[text("w5")], prompt_name="other")))
+        assert (error.field, error.message.partition("it has ")[2]) == ("prompt_name", "passage, query")
+        described = stubs.models.Get(GetModelRequest(name="encoder"))
+        assert list(described.prompts) == ["passage", "query"]

@@ -97,9 +97,10 @@ class EmbeddingServicer:
         """Answers one request. Where a queue is full, a patient one waits for its turn."""
         model, text, _, channel = target
         size = _dimensions(request, target)
+        pooling = _pooling(request) or text.embedding.pooling
         question = partial(
             wire.Embed,
-            pooling=_pooling(request) or text.embedding.pooling,
+            pooling=pooling,
             normalize=request.normalize if request.HasField("normalize") else text.embedding.normalize,
             dimensions=request.dimensions if request.HasField("dimensions") else None,
             deadline=call.deadline,
@@ -127,7 +128,7 @@ class EmbeddingServicer:
             for field, sequence in zip(fields, sequences, strict=True)
         ]
         answers = await ask(target, works, wire.Embedding, self._metrics, patient=patient)
-        return _response(model.name, size, works, answers)
+        return _response(model.name, works, answers, size=size, each_token=pooling == "none")
 
 
 def _pooling(request: EmbedRequest) -> wire.Pooling | None:
@@ -158,12 +159,14 @@ def _prompt(request: EmbedRequest, text: TextModel) -> str:
 
 def _response(
     model: str,
-    size: int,
     works: Sequence[Work | ServiceError],
     answers: Sequence[Sequence[wire.Embedding] | ServiceError],
+    *,
+    size: int,
+    each_token: bool,
 ) -> EmbedResponse:
-    """The vectors that there are, and what became of each input."""
-    data: list[bytes] = []
+    """The vectors that there are, and what became of each input. `size` is a vector's where there are none."""
+    found = [vectors.data for answer in answers if not isinstance(answer, ServiceError) for vectors in answer]
     items: list[EmbedItem] = []
     rows = 0
     for work, answer in zip(works, answers, strict=True):
@@ -174,15 +177,15 @@ def _response(
         if isinstance(answer, ServiceError):
             item.error.CopyFrom(to_status(answer))
         else:
-            [vectors] = answer
             item.row = rows
-            item.rows = len(vectors.data) // (_FLOAT * size)
+            item.rows = item.prompt_tokens if each_token else 1
             rows += item.rows
-            data.append(vectors.data)
         items.append(item)
+    data = b"".join(found)
+    width = len(data) // (_FLOAT * rows) if rows else size
     return EmbedResponse(
         model=model,
-        embeddings=Tensor(dtype=DTYPE_FLOAT32, shape=[rows, size], data=b"".join(data)),
+        embeddings=Tensor(dtype=DTYPE_FLOAT32, shape=[rows, width], data=data),
         items=items,
         usage=usage(items),
     )

@@ -10,6 +10,7 @@ from tercet.server import wire
 from tercet.server.service.answers import Work, ask
 from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt, to_status, unless_error
 from tercet.server.service.fields import usage
+from tercet.server.service.languages import translation
 from tercet.server.service.sequences import Limit
 from tercet.server.service.windows import Parts
 from tercet.v1.scoring_pb2 import Score, ScoreItem, ScoreRequest, ScoreResponse
@@ -42,6 +43,7 @@ class ScoringServicer:
         self._sequencer.check_count("inputs", len(request.inputs))
         chars = sum(len(item.text.text) + len(item.source.text) for item in request.inputs)
         self._sequencer.check_chars("inputs", chars)
+        translation(request, target.text)
         if target.info.family == "seq2seq":
             works = await self._of_targets(request, target, call)
         else:
