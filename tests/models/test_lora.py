@@ -214,7 +214,12 @@ def test_tensors_without_a_use_are_refused_by_name(pair: Load, tmp_path: Path) -
         assert message.startswith(f"{tmp_path / WEIGHTS}: ")
         return message.removeprefix(f"{tmp_path / WEIGHTS}: ")
 
-    for name in ("noise", f"{module}.lora_magnitude_vector", f"{module}.lora_A.default.weight.more"):
+    for name in (
+        "noise",
+        f"{module}.lora_magnitude_vector",
+        f"{module}.lora_A.bias",
+        f"{module}.lora_A.default.weight.more",
+    ):
         assert with_tensors({name: stray}) == f"unexpected tensor {name}"
     assert with_tensors({f"{module}.lora_A.weight": None}) == f"missing tensor {module}.lora_A.weight"
     elsewhere = "base_model.model.model.layers.7.self_attn.q_proj.lora_{}.weight"

@@ -88,7 +88,7 @@ CONFIG = {
         )
     },
 }
-NAME = re.compile(r"base_model\.model\.(?P<module>.+?)(?:\.lora_(?P<side>[AB]))?\.(?P<kind>weight|bias)")
+NAME = re.compile(r"base_model\.model\.(?P<module>.+?)\.(?:lora_(?P<side>[AB])\.weight|(?P<kind>weight|bias))")
 
 Place = tuple[str, str | None]
 """A parameter of the transformer, and the part of it."""
