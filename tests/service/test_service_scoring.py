@@ -100,18 +100,22 @@ def test_a_model_without_languages_is_told_none(able: Stubs, name: str):
 
 
 def test_all_that_one_text_became_is_cancelled_with_its_call(heads: dict[str, Path], start, connect):
-    waiting, running = ('tercet_requests_%s{model="masked"}' % state for state in ("waiting", "running"))
     with start({"masked": heads["masked"]}) as server, connect(server) as stubs:
+
+        def held() -> float:
+            metrics = server.metrics()
+            return sum(metrics[f'tercet_requests_{state}{{model="masked"}}'] for state in ("waiting", "running"))
+
         call = stubs.scoring.Score.future(
             ScoreRequest(inputs=[text("w5 w6 w52 w7")])
         )  # three have the one that is held
-        wait_until(lambda: server.metrics()[running] + server.metrics()[waiting] == 3)
+        wait_until(lambda: held() == 3)
         call.cancel()
-        wait_until(lambda: server.metrics()[running] + server.metrics()[waiting] == 0, timeout=2)
+        wait_until(lambda: held() == 0, timeout=2)
         name = 'tercet_requests_cancelled_total{model="masked",stage="queued"}'
         wait_until(lambda: server.metrics().get(name) == 1)
         prompts = server.metrics()['tercet_request_prompt_tokens_count{model="masked"}']
         assert prompts == 4
         error = refused(lambda: stubs.scoring.Score(ScoreRequest(inputs=[text("w5 w52 w52")]), timeout=0.3))
         assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        wait_until(lambda: server.metrics()[running] + server.metrics()[waiting] == 0, timeout=2)
+        wait_until(lambda: held() == 0, timeout=2)
