@@ -33,3 +33,19 @@ def test_greedy_texts(name, tmp_path):
     assert [together.reasons[key, 0] for key in range(len(requests))] == [
         "eos" if early else "length" for early in ended
     ]
+
+
+@pytest.mark.parametrize("name", ["marian-two", "m2m_100", "bart", "mbart", "umt5"])
+@torch.inference_mode()
+def test_texts_between_forced_tokens(name, tmp_path):
+    """As of models that begin with the target's language, and that end where there is no more room."""
+    folder = save_for_texts(tmp_path, name)
+    theirs = getattr(transformers, ROWS[name].classes[0]).from_pretrained(folder).eval()
+    bos, eos = 77, 321
+    forced = {"forced_bos_token_id": bos, "forced_eos_token_id": eos}
+    wanted = [generated(theirs, prompt, eos=[eos], **forced) for prompt in PROMPTS]
+    assert all(text[0] == bos and text[-1] == eos for text in wanted)
+    ours = load_model(folder, device=torch.device("cpu"), dtype="float32")
+    told = {"eos_ids": [eos], "forced_bos_id": bos, "forced_eos_ids": [eos], "decoder_ids": START}
+    answers = run(engine_of(ours), *(generate(i, ids, NEW_TOKENS, **told) for i, ids in enumerate(PROMPTS)))
+    assert [answers.tokens[i, 0] for i in range(len(PROMPTS))] == wanted
