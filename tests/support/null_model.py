@@ -104,8 +104,9 @@ class NullModel:
                 raise AssertionError("a bound is too low")
             first = 17
             if batch.cross_page_table is not None:
-                first = hashed(_read(cache.k, batch.cross_page_table[row], int(batch.cross_length[row])))
-            tokens = _read(cache.k, batch.page_table[row], total)
+                first = hashed(_read(cache.k, batch.cross_page_table, row, int(batch.cross_length[row])))
+            holders = None if batch.key_rows is None else batch.key_rows[row, :total].long()
+            tokens = _read(cache.k, batch.page_table, row, total, holders)
             for index in range(length):
                 end = total - length + index + 1
                 if int(batch.positions[start + index]) != end - 1:
@@ -149,8 +150,11 @@ def _write(pages, slots, values):
     pages.view(-1)[slots[kept].long()] = values[kept].to(pages.dtype)
 
 
-def _read(pages, table, length):
-    found = pages[0, table.long(), :, 0, 0].reshape(-1)[:length]
+def _read(pages, table, row, length, holders=None):
+    places = torch.arange(length)
+    page_size = pages.shape[2]
+    page = table[row if holders is None else holders, places // page_size].long()
+    found = pages[0, page, places % page_size, 0, 0]
     if (found < 0).any():
         raise AssertionError("a page was read that nobody wrote")
     return found.tolist()

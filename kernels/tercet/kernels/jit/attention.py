@@ -29,10 +29,9 @@ def key_offsets(
     With KEY_ROWS, `page_row_ptr` is of row 0, and `key_row_ptr` says in which row's pages each key lies.
     """
     if PAGED:
-        entry = n // PAGE_SIZE
         if KEY_ROWS:
-            entry += tl.load(key_row_ptr + n, mask=mask).to(tl.int64) * PAGES
-        page = tl.load(page_row_ptr + entry, mask=mask).to(tl.int64)
+            page_row_ptr += tl.load(key_row_ptr + n, mask=mask) * PAGES  # a table has far fewer entries than 2**31
+        page = tl.load(page_row_ptr + n // PAGE_SIZE, mask=mask).to(tl.int64)
         return (page * PAGE_SIZE + n % PAGE_SIZE) * K_STRIDE
     return (row_base + n).to(tl.int64) * K_STRIDE
 

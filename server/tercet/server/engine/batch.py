@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from tercet.kernels import pad
+from tercet.server.engine.beam import BeamSearch
+from tercet.server.engine.beam_rows import BeamRows, key_rows, pack_beams, unpack_beams
 from tercet.server.engine.memory import pages_of
 from tercet.server.engine.reading import parts_of
 from tercet.server.engine.sampler import SamplingRows, pack_sampling, unpack_sampling
@@ -61,7 +63,9 @@ class DecoderWork:
 
     batch: DecoderBatch
     sampling: SamplingRows | None
-    """None if no row has reached its last token."""
+    """None if no row that samples has reached its last token."""
+    beams: BeamRows | None
+    """None if no beams have."""
     copies: int
 
 
@@ -107,28 +111,34 @@ def encoder_work(
 def decoder_work(chunks: Sequence[Chunk], *, page_size: int, padded: bool, device: torch.device) -> DecoderWork:
     """One batch of decoding rows and chunks of prompts alike: each row is the next tokens of a sequence."""
     buffer = PackedBuffer()
-    lengths = [chunk.length for chunk in chunks]
-    ends = [sequence.computed + length for sequence, length in chunks]
-    sources = [len(sequence.request.source) for sequence, _ in chunks]
+    rows = [row for sequence, _ in chunks for row in sequence.rows()]
+    lengths = [length for sequence, length in chunks for _ in range(sequence.width)]
+    ends = [sequence.computed + length for sequence, length in chunks for _ in range(sequence.width)]
+    sources = [len(row.request.source) for row in rows]
     _put_rows(buffer, "", lengths)
     buffer.put("kv_length", ends)
     ids = array("i")
-    for (sequence, length), end in zip(chunks, ends, strict=True):
-        ids.extend(sequence.tokens[end - length : end])
+    for row, length, end in zip(rows, lengths, ends, strict=True):
+        ids.extend(row.tokens[end - length : end])
     buffer.put("token_ids", ids)
-    _put_table(buffer, "page_table", [sequence.pages for sequence, _ in chunks])
+    _put_table(buffer, "page_table", [row.pages for row in rows])
     crossed = any(sources)
     if crossed:
-        _put_table(buffer, "cross_page_table", [sequence.request.cross_pages for sequence, _ in chunks])
+        _put_table(buffer, "cross_page_table", [row.request.cross_pages for row in rows])
         buffer.put("cross_length", sources)
-    choosing = [(row, sequence) for row, (sequence, length) in enumerate(chunks) if length == sequence.remaining]
+    groups = pack_beams(buffer.put, chunks)
+    choosing = [
+        (row, sequence)
+        for row, (sequence, length) in zip(_starts([s.width for s, _ in chunks]), chunks, strict=True)
+        if length == sequence.remaining and not isinstance(sequence, BeamSearch)
+    ]
     sampled = [sequence for _, sequence in choosing]
     if sampled:
         pack_sampling(buffer.put, sampled, [row for row, _ in choosing])
     views = buffer.upload(device)
 
     flat = _Flat(views["start"], views["length"], lengths, padded=padded)
-    table = views["page_table"].view(len(chunks), -1)
+    table = views["page_table"].view(len(rows), -1)
     positions = flat.index + (views["kv_length"] - views["length"])[flat.row]
     batch = DecoderBatch(
         token_ids=flat.place(views["token_ids"]),
@@ -138,11 +148,13 @@ def decoder_work(chunks: Sequence[Chunk], *, page_size: int, padded: bool, devic
         kv_length=views["kv_length"],
         page_table=table,
         longest_kv=max(ends),
-        cross_page_table=views["cross_page_table"].view(len(chunks), -1) if crossed else None,
+        key_rows=key_rows(views, len(rows), max(ends)),
+        cross_page_table=views["cross_page_table"].view(len(rows), -1) if crossed else None,
         cross_length=views["cross_length"] if crossed else None,
         longest_cross=max(sources),
     )
-    return DecoderWork(batch, unpack_sampling(views, sampled) if sampled else None, buffer.copies)
+    sampling = unpack_sampling(views, sampled) if sampled else None
+    return DecoderWork(batch, sampling, unpack_beams(views, groups), buffer.copies)
 
 
 class _Flat:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tercet.kernels import dispatch
+from tercet.server.engine.beam import BeamSearch, Continuations, beam_request
 from tercet.server.engine.pages import PagePool
 from tercet.server.engine.reading import is_finite, likeness
 from tercet.server.engine.scheduler import Chunk, Scheduler
@@ -65,20 +66,27 @@ class Engine:
             self._outputs.append(Rejected(id=message.id, reason="invalid", message=refusal))
             return
         self._arrivals += 1
-        if isinstance(message, Generate):
-            request = generation_request(message, self._arrivals, self._limits.family, self._limits.max_length)
-        else:
+        if not isinstance(message, Generate):
             request = reading_request(message, self._arrivals)
+        elif message.sampling.num_beams > 1:
+            request = beam_request(
+                message, self._arrivals, self._limits.family, self._limits.max_length, self._limits.page_size
+            )
+        else:
+            request = generation_request(message, self._arrivals, self._limits.family, self._limits.max_length)
         self._requests[request.id] = request
         if request.deadline is not None:
             heappush(self._deadlines, (request.deadline, request.id))
         self._scheduler.add(request)
 
     def cancel(self, request_id: int, sample: int | None = None) -> None:
-        """Drops a request, or one sample of it, and frees its pages; the next step tells the new counts."""
+        """Drops a request, or one sample of it, and frees its pages; the next step tells the new counts.
+
+        A beam search goes on: which of its beams would be the sample is known when it ends.
+        """
         request = self._requests.get(request_id)
         for sequence in list(request.sequences) if request else []:
-            if sample is None or sequence.sample == sample:
+            if sample is None or (sequence.sample == sample and not isinstance(sequence, BeamSearch)):
                 self._finish(sequence)
                 self._cancelled = True
 
@@ -147,27 +155,32 @@ class Engine:
                 self._reject_not_finite(sequence.request)
         prompt = sum(_first_read(sequence.request, length) for sequence, length in chunks)
         real = sum(length for _, length in chunks)
-        self._count("encode", chunks, done, started, prompt=prompt, recomputed=real - prompt)
+        self._count("encode", (len(chunks), real), done, started, prompt=prompt, recomputed=real - prompt)
 
     def _decode(self, chunks: list[Chunk]) -> None:
         started = time.perf_counter()
         prefill = any(sequence.computed < len(sequence.request.prompt) for sequence, _ in chunks)
         choosing = [sequence for sequence, length in chunks if length == sequence.remaining]
+        read = sum(sequence.width for sequence, _ in chunks), sum(chunk.tokens for chunk in chunks)
         done = self._runner.decode(chunks)
         prompt = recomputed = 0
         for sequence, length in chunks:
             end = sequence.computed + length
-            recomputed += max(0, min(sequence.read, end) - sequence.computed)
+            recomputed += sequence.width * max(0, min(sequence.read, end) - sequence.computed)
             prompt += _first_read(
                 sequence.request, len(sequence.request.source) + min(end, len(sequence.request.prompt))
             )
             sequence.computed = end
             sequence.read = max(sequence.read, end)
         for sequence, choice in zip(choosing, done.outputs, strict=True):
-            if sequence.state == "running":  # and not rejected with another sample
+            if sequence.state != "running":  # but rejected with another sample
+                continue
+            if not isinstance(choice, Continuations):
                 self._accept(sequence, choice)
+            elif isinstance(sequence, BeamSearch):
+                self._continue(sequence, choice)
         phase = "prefill" if prefill else "decode"
-        self._count(phase, chunks, done, started, prompt=prompt, generated=len(choosing), recomputed=recomputed)
+        self._count(phase, read, done, started, prompt=prompt, generated=len(choosing), recomputed=recomputed)
 
     def _accept(self, sequence: Sequence, choice: Choice) -> None:
         token, logprob = choice
@@ -187,15 +200,23 @@ class Engine:
         if reason:
             self._finish(sequence)
 
+    def _continue(self, search: BeamSearch, continuations: Continuations) -> None:
+        if not bool(continuations.scores[0].isfinite()):  # the best; what is not a number counts as best
+            self._reject_not_finite(search.request)
+        elif search.advance(continuations):
+            self._outputs += search.answers()
+            self._finish(search)
+
     def _count(
-        self, phase: Phase, chunks: list[Chunk], done: Pass[Answer | None] | Pass[Choice], started: float,
+        self, phase: Phase, read: tuple[int, int], done: Pass[Answer | None] | Pass[Choice | Continuations],
+        started: float,
         *, prompt: int, recomputed: int, generated: int = 0,
     ) -> None:  # fmt: skip
-        real = sum(length for _, length in chunks)
+        rows, real = read
         self._stats.append(
             StepStats(
                 phase=phase,
-                rows=len(chunks),
+                rows=rows,
                 real_tokens=real,
                 padding_tokens=done.tokens - real,
                 seconds=time.perf_counter() - started,

@@ -110,8 +110,11 @@ def _harmless(limits: Limits) -> Iterator[Reading | Generate]:
     if "generate" in limits.tasks:
         greedy = Sampling(max_new_tokens=2)
         sampled = Sampling(max_new_tokens=2, temperature=1.0, top_k=2, top_p=0.5, min_p=0.1)
-        for key, sampling in enumerate((greedy, sampled), 1):
-            yield Generate(id=key, token_ids=ids, decoder_ids=start, sampling=sampling)
+        beams = Sampling(max_new_tokens=2, num_beams=2)  # the second token is read in each other's pages
+        for key, sampling in enumerate((greedy, sampled, beams), 1):
+            message = Generate(id=key, token_ids=ids, decoder_ids=start, sampling=sampling)
+            if sampling is not beams or limits.refusal(message) is None:  # there may be no room for two beams
+                yield message
     elif "fill_mask" in limits.tasks:
         yield FillMask(id=1, token_ids=ids, positions=[0], top_k=1)
     elif len(limits.tasks) > 1:

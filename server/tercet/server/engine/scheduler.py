@@ -27,10 +27,15 @@ _order = attrgetter("order")
 
 
 class Chunk(NamedTuple):
-    """The next `length` tokens of a sequence, from `computed` on."""
+    """The next `length` tokens of each row of a sequence, from `computed` on."""
 
     sequence: Sequence
     length: int
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows."""
+        return self.sequence.width * self.length
 
 
 class Plan(NamedTuple):
@@ -52,18 +57,22 @@ class Budget:
     @property
     def room(self) -> int:
         """The longest row that can be added; 0 if none."""
-        if self._rows == self._max_rows:
+        return self.room_for(1)
+
+    def room_for(self, rows: int) -> int:
+        """The longest that so many rows of equal length can be; 0 if they can't be added."""
+        if self._rows + rows > self._max_rows:
             return 0
         if not self._padded:
-            return self._max_tokens - self.tokens
-        widest = self._max_tokens // (self._rows + 1)
+            return (self._max_tokens - self.tokens) // rows
+        widest = self._max_tokens // (self._rows + rows)
         return widest if widest >= self._longest else 0
 
-    def take(self, length: int) -> None:
-        """Adds a row; the caller has looked at `room`."""
-        self._rows += 1
+    def take(self, length: int, rows: int = 1) -> None:
+        """Adds rows of equal length; the caller has looked at the room for them."""
+        self._rows += rows
         self._longest = max(self._longest, length)
-        self.tokens = self._rows * self._longest if self._padded else self.tokens + length
+        self.tokens = self._rows * self._longest if self._padded else self.tokens + rows * length
 
 
 class Scheduler:
@@ -76,6 +85,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self._rows = 0  # of all that runs longer than a step
         self._pool = pool
         self._page_size = page_size
         self._max_batch_tokens = max_batch_tokens
@@ -92,8 +102,7 @@ class Scheduler:
         if sequence.state == "finished":
             return
         if sequence.state == "running":
-            _discard(self.running, sequence)
-            self._release(sequence)
+            self._stop(sequence)
         else:
             _discard(self.waiting, sequence)
         sequence.state = "finished"
@@ -115,16 +124,16 @@ class Scheduler:
         while position < len(self.running):  # `_grow` takes sequences from the end
             sequence = self.running[position]
             if sequence.remaining == 1 and self._grow(sequence):
-                budget.take(1)
+                budget.take(1, sequence.width)
                 plan.decode.append(Chunk(sequence, 1))
             position += 1
         for sequence in self.running:
-            if sequence.remaining > 1 and budget.room:
+            if sequence.remaining > 1 and budget.room_for(sequence.width):
                 _read(sequence, plan, budget)
 
     def _admit(self, plan: Plan, budget: Budget) -> None:
         lookahead = LOOKAHEAD * self._max_rows
-        if len(self.running) == self._max_rows:
+        if self._rows == self._max_rows:
             ready = [sequence for sequence in self.waiting[:lookahead] if sequence.request.reading is not None]
         else:
             ready = list(islice(filter(self._is_ready, self.waiting), lookahead))
@@ -133,7 +142,7 @@ class Scheduler:
         for sequence in ready:
             if sequence.request.must_encode or not self._is_ready(sequence):
                 continue
-            if not budget.room or not self._start(sequence):
+            if not budget.room_for(sequence.width) or not self._start(sequence):
                 blocked = True
                 break
             _read(sequence, plan, budget)
@@ -152,7 +161,7 @@ class Scheduler:
             plan.encode.append(sequence)
 
     def _start(self, sequence: Sequence) -> bool:
-        """Gives a waiting sequence a row and the pages of all its tokens, if there are as many."""
+        """Gives a waiting sequence its rows and the pages of all its tokens, if there are as many."""
         if sequence.request.reading is None and not self._take_pages(sequence):
             return False
         _discard(self.waiting, sequence)
@@ -163,17 +172,17 @@ class Scheduler:
     def _take_pages(self, sequence: Sequence) -> bool:
         request = sequence.request
         shared = self._shared_pages(sequence) or []
-        own = self._pages(len(sequence.tokens)) - len(shared)
+        own = sequence.page_count(self._page_size) - len(shared)
         cross = self._pages(len(request.source)) if request.must_encode else 0
-        # Each running sequence may need one more page soon: admitting must not lead to preempting.
-        if self._pool.free < own + cross + len(self.running) or len(self.running) >= self._max_rows:
+        # Each running row may need one more page soon: admitting must not lead to preempting.
+        if self._pool.free < own + cross + self._rows or self._rows + sequence.widest > self._max_rows:
             return False
         self._pool.share(shared)
         sequence.pages = shared + self._pool.take(own)
-        sequence.computed = len(shared) * self._page_size
-        sequence.read = max(sequence.read, sequence.computed)
+        sequence.restart(len(shared) * self._page_size)
         if cross:
             request.cross_pages = self._pool.take(cross)
+        self._rows += sequence.widest
         return True
 
     def _is_ready(self, sequence: Sequence) -> bool:
@@ -198,26 +207,28 @@ class Scheduler:
         return -(-tokens // self._page_size)
 
     def _grow(self, sequence: Sequence) -> bool:
-        """Makes sure of the page of the sequence's last token; False if it has to wait for older ones to free some."""
-        if len(sequence.pages) == self._pages(len(sequence.tokens)):
-            return True
-        while not self._pool.free:
+        """Makes sure of the pages of the last tokens; False if they have to wait for older sequences to free some."""
+        missing = sequence.page_count(self._page_size) - len(sequence.pages)
+        while self._pool.free < missing:
             youngest = self.running[-1]
             if youngest is sequence:
                 return False
             self._preempt(youngest)
-        sequence.pages += self._pool.take(1)
+        sequence.pages += self._pool.take(missing)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        _discard(self.running, sequence)
-        self._release(sequence)
+        self._stop(sequence)
+        sequence.restart(0)
         sequence.state = "waiting"
         insort(self.waiting, sequence, key=_order)
         self.preemptions += 1
 
-    def _release(self, sequence: Sequence) -> None:
-        """Frees the pages of a sequence that runs no more, and those of its source after the last of its request."""
+    def _stop(self, sequence: Sequence) -> None:
+        """Frees the rows and pages of a running sequence, and those of its source after the last of its request."""
+        _discard(self.running, sequence)
+        if sequence.request.reading is None:
+            self._rows -= sequence.widest
         self._pool.release(sequence.pages)
         sequence.pages = []
         request = sequence.request
@@ -237,8 +248,8 @@ def _by_length(sources: Iterable[Sequence]) -> Iterable[Sequence]:
 
 def _read(sequence: Sequence, plan: Plan, budget: Budget) -> None:
     """Plans as much of what a sequence has to read as there is room for."""
-    length = min(sequence.remaining, budget.room)
-    budget.take(length)
+    length = min(sequence.stretch, budget.room_for(sequence.width))
+    budget.take(length, sequence.width)
     plan.decode.append(Chunk(sequence, length))
 
 

@@ -63,7 +63,7 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One row of work: a text to read, or one sample of a generation."""
+    """What is scheduled as one: a text to read, or one sample of a generation; `BeamSearch` is all beams of one."""
 
     request: Request
     sample: int
@@ -95,6 +95,34 @@ class Sequence:
     def generated(self) -> int:
         """Tokens chosen so far."""
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def widest(self) -> int:
+        """The most rows of a batch that it takes."""
+        return 1
+
+    @property
+    def width(self) -> int:
+        """The rows that it takes of the next batch, all equally long."""
+        return 1
+
+    @property
+    def stretch(self) -> int:
+        """The most tokens that each of these rows can read at once."""
+        return self.remaining
+
+    def rows(self) -> list[Sequence]:
+        """The rows of the next batch, with the pages of each."""
+        return [self]
+
+    def page_count(self, page_size: int) -> int:
+        """Pages that hold all tokens."""
+        return -(-len(self.tokens) // page_size)
+
+    def restart(self, computed: int) -> None:
+        """Starts with the keys and values of so many leading tokens in pages."""
+        self.computed = computed
+        self.read = max(self.read, computed)
 
     def seen(self) -> array[int]:
         """The tokens so far, each once; owned by the sequence. Only tokens new since the last call cost time."""

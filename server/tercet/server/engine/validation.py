@@ -10,7 +10,7 @@ from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING
 
-from tercet.server.engine.memory import longest_read, longest_sequence
+from tercet.server.engine.memory import longest_read, longest_sequence, pages_of
 from tercet.server.wire import Embed, FillMask, Generate, Predict, Score
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ TASKS = {
 """What a model must be able to do to take a message, one of these."""
 
 MAX_SAMPLES = 1 << 16
+MAX_LENGTH_PENALTY = 16.0  # the power of a length that stays finite
 MAX_LIKELIEST = 1 << 10  # tokens told of one place
 MAX_CANDIDATES = 1 << 20  # tokens asked for in one request, over all its places
 SEED_LIMIT = 1 << 64
@@ -50,6 +51,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "encoder_no_repeat_ngram_size": (0, inf),
     "seed": (0, SEED_LIMIT - 1),
     "top_logprobs": (0, MAX_LIKELIEST),
+    "length_penalty": (-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
 }
 """The values of `Sampling` that are numbers; nothing that is not a number is in any range."""
 
@@ -73,6 +75,8 @@ class Limits:
     """Tokens of the longest sequence there can be."""
     longest_read: int
     """Tokens of a sequence that is read whole."""
+    max_rows: int
+    """Of a decoder's batch."""
     pages: int
     page_size: int
 
@@ -146,6 +150,26 @@ class Limits:
             yield from _number_errors("logit_bias", bias, -FLOAT_MAX, FLOAT_MAX)
         if not all(sampling.bad_words):
             yield "bad_words has an empty sequence"
+        if sampling.num_beams != 1:
+            yield from self._beam_errors(message)
+
+    def _beam_errors(self, message: Generate) -> Iterator[str]:
+        sampling, beams = message.sampling, message.sampling.num_beams
+        yield from _number_errors("num_beams", beams, 1, self.max_rows)
+        yield from _number_errors("n", message.n, 1, beams)
+        if sampling.temperature > 0:
+            yield f"temperature is {sampling.temperature}, but beam search does not sample"
+        if sampling.logprobs:
+            yield "logprobs are not reported of beams"
+        source, prompt = [], message.token_ids
+        if self.family == "seq2seq":
+            source, prompt = message.token_ids, message.decoder_ids
+        longest = min(len(prompt) + sampling.max_new_tokens, self.max_length)
+        shared = len(prompt) // self.page_size
+        pages = pages_of(len(source), self.page_size) + shared
+        pages += beams * (pages_of(longest, self.page_size) - shared)
+        if pages > self.pages:
+            yield f"num_beams is {beams}: so many of {longest} tokens need {pages} pages, there are {self.pages}"
 
 
 def limits_of(model: Model, settings: EngineSettings, pages: int) -> Limits:
@@ -160,6 +184,7 @@ def limits_of(model: Model, settings: EngineSettings, pages: int) -> Limits:
         embedding_size=model.embedding_size,
         max_length=longest_sequence(model, settings),
         longest_read=longest_read(model, settings),
+        max_rows=min(settings.max_rows, settings.max_batch_tokens),
         pages=pages,
         page_size=settings.page_size,
     )

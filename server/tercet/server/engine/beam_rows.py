@@ -1,0 +1,125 @@
+"""The beams of a batch on the device: where the keys of each are, and the best continuations of each request's."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from tercet.server.engine.beam import BeamSearch, Continuations
+from tercet.server.engine.processors import Processors, pack_processors, process, unpack_processors
+from tercet.server.engine.transfer import download
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from tercet.server.engine.scheduler import Chunk
+    from tercet.server.engine.sequence import Sequence as Row
+
+
+class Group(NamedTuple):
+    """The beams of one request."""
+
+    rows: int
+    """Of the batch; 1 while they are all the prompt."""
+    beams: int
+    candidates: int
+
+
+@dataclass(frozen=True)
+class BeamRows:
+    """The beams that continue with this batch."""
+
+    rows: Tensor
+    """int32 [N]: which rows of the batch they are."""
+    scores: Tensor
+    """float32 [beams of all groups]: those of the running beams."""
+    groups: list[Group]
+    processors: Processors
+
+
+def pack_beams(put: Callable[..., None], chunks: Sequence[Chunk]) -> list[Group]:
+    """Puts what is known of beams into the batch's buffer; returns the groups that choose."""
+    groups: list[Group] = []
+    sharing: list[tuple[int, int, int]] = []  # of each row that reads others' pages: itself, the first of its group,
+    holders: list[array[int]] = []  # and the first position from where on it does; which of the group's rows it reads
+    choosing, scores = array("i"), array("f")
+    writings: list[Row] = []
+    first = 0
+    for sequence, length in chunks:
+        last = first + sequence.width
+        if isinstance(sequence, BeamSearch):
+            if last - first == sequence.widest:
+                position, held = sequence.holders()
+                sharing.extend((row, first, position) for row in range(first, last))
+                holders.extend(held)
+            if length == sequence.remaining:
+                choosing.extend(range(first, last))
+                writings += sequence.rows()
+                scores.extend(sequence.scores.tolist())
+                groups.append(Group(last - first, sequence.widest, sequence.candidates))
+        first = last
+    if sharing:
+        rows, firsts, positions = zip(*sharing, strict=True)
+        put("sharing_rows", rows)
+        put("sharing_first", firsts)
+        put("sharing_from", positions)
+        width = max(map(len, holders))
+        table = array("i")
+        for held in holders:
+            table += held + array("i", bytes(4 * (width - len(held))))
+        put("sharing_holders", table)
+    if groups:
+        put("beam_rows", choosing)
+        put("beam_scores", scores, "f")
+        pack_processors(put, writings, "beam_")
+    return groups
+
+
+def key_rows(views: dict[str, Tensor], rows: int, longest: int) -> Tensor | None:
+    """int32 [rows, longest]: the row of the batch whose pages hold each key of a row; None if all hold their own."""
+    if "sharing_rows" not in views:
+        return None
+    sharing, first = views["sharing_rows"], views["sharing_first"]
+    holders = views["sharing_holders"].view(len(sharing), -1)
+    every = torch.arange(max(rows, longest), dtype=torch.int32, device=first.device)
+    place = every[:longest] - views["sharing_from"][:, None]  # [sharing rows, longest]
+    held = first[:, None] + holders.gather(1, place.clamp(0, holders.shape[1] - 1).long())
+    table = every[:rows, None].repeat(1, longest)
+    table[sharing] = torch.where(place < 0, sharing[:, None], held)
+    return table
+
+
+def unpack_beams(views: dict[str, Tensor], groups: list[Group]) -> BeamRows | None:
+    """What `pack_beams` put there of the groups that choose, on the device."""
+    if not groups:
+        return None
+    return BeamRows(views["beam_rows"], views["beam_scores"], groups, unpack_processors(views, "beam_"))
+
+
+def continue_beams(logits: Tensor, beams: BeamRows) -> list[Continuations]:
+    """The best continuations of each group by logits, float32 [N, vocabulary].
+
+    As in transformers, processors change the log softmax, before the scores of the beams are added.
+    """
+    likely = logits.log_softmax(-1)
+    process(likely, beams.processors)
+    before = beams.scores.split([group.beams for group in beams.groups])
+    after = likely.split([group.rows for group in beams.groups])
+    best: list[Tensor] = []
+    for group, scores, logprobs in zip(beams.groups, before, after, strict=True):
+        continued = (scores[:, None] + logprobs).flatten()  # [beams * vocabulary]
+        best += continued.topk(min(group.candidates, len(continued)))
+    arrays = iter(download(best))
+    return [_continuations(scores, places, logits.shape[1]) for scores, places in zip(arrays, arrays, strict=True)]
+
+
+def _continuations(scores: NDArray[Any], places: NDArray[Any], vocabulary: int) -> Continuations:
+    beams, tokens = np.divmod(places, vocabulary)
+    return Continuations(torch.tensor(scores), beams.tolist(), tokens.tolist())

@@ -1,0 +1,323 @@
+"""Beam search against transformers, alone and among others, and what it asks of pages, batches and limits."""
+
+import itertools
+import os
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from support.checkpoints import VOCAB_SIZE, tiny_llama, tiny_t5
+from support.engine import engine_of, generate, null_engine, prompts, request, run
+from support.null_model import POISON
+from tercet.server.models import load_model
+from tercet.server.wire import Rejected, Tokens
+
+START = [0]
+PAD = 10**6  # fills up what transformers returns, and is no token
+NEW_TOKENS = 12
+ENDS = list(range(20, 60))
+LENGTHS = [1, 3, 4, 7, 8, 13]  # pages have 4 tokens
+MAKERS = {"decoder": (tiny_llama, AutoModelForCausalLM), "seq2seq": (tiny_t5, AutoModelForSeq2SeqLM)}
+PENALTIES = [-1.0, 0.0, 1.0, 2.0]
+EARLY = [False, True, "never"]
+
+
+def random_ids(length, seed=0):
+    rng = random.Random(100 * length + seed)
+    return [rng.randrange(4, VOCAB_SIZE) for _ in range(length)]
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def generative(request, tmp_path_factory):
+    """Family, our model and transformers' of one checkpoint."""
+    make, auto = MAKERS[request.param]
+    folder = make(tmp_path_factory.mktemp(request.param))
+    ours = load_model(folder, device=torch.device("cpu"), dtype="float32", max_length=128)
+    return request.param, ours, auto.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def ask(family, key, ids, *, beams, eos=ENDS, **options):
+    options = {"n": beams, "new_tokens": NEW_TOKENS} | options
+    start = START if family == "seq2seq" else []
+    return generate(
+        key, ids, options.pop("new_tokens"), decoder_ids=start, eos_ids=eos, num_beams=beams, **options
+    )  # fmt: skip
+
+
+def reference(family, model, ids, *, beams, eos=ENDS, **options):
+    """Tokens and score of each beam that transformers returns."""
+    options = {"num_return_sequences": beams} | options
+    output = model.generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=NEW_TOKENS,
+        do_sample=False, num_beams=beams, eos_token_id=eos, pad_token_id=PAD, return_dict_in_generate=True,
+        output_scores=True, **options,
+    )  # fmt: skip
+    rows = output.sequences[:, len(START) if family == "seq2seq" else len(ids) :].tolist()
+    return [[token for token in row if token != PAD] for row in rows], output.sequences_scores.tolist()
+
+
+def beams_of(answers, key):
+    """Tokens, scores and reasons of a request's beams, best first."""
+    found = [
+        output for step in answers.steps for output in step.outputs if isinstance(output, Tokens) and output.id == key
+    ]
+    assert [output.sample for output in found] == list(range(len(found)))
+    return tuple(zip(*((output.token_ids, output.score, output.finish_reason) for output in found), strict=True))
+
+
+@pytest.mark.parametrize("beams", [2, 3, 4, 5])
+def test_beams_are_those_of_transformers(generative, beams):
+    """Every rule of ending, lengths that do and don't fill pages; some beams end, others are cut off."""
+    family, ours, theirs = generative
+    seen, lengths = set(), itertools.cycle(LENGTHS)
+    for early, penalty in itertools.product(EARLY, PENALTIES):
+        ids = random_ids(next(lengths), beams)
+        options = {"beams": beams, "length_penalty": penalty, "early_stopping": early}
+        tokens, scores = reference(family, theirs, ids, **options)
+        answers = run(engine_of(ours), ask(family, 1, ids, **options))
+        found, found_scores, reasons = beams_of(answers, 1)
+        assert list(found) == tokens, (ids, options)
+        assert found_scores == pytest.approx(scores, rel=1e-4)
+        assert answers.steps[-1].pages_used == 0
+        seen |= set(reasons)
+    assert seen == {"eos", "length"}
+
+
+# What they are called here and by transformers, made of the best beam without them, so that each changes something.
+PROCESSORS = {
+    "n-grams": lambda text: ({"no_repeat_ngram_size": 1}, {"no_repeat_ngram_size": 1}),
+    "repetition": lambda text: ({"repetition_penalty": 3.0}, {"repetition_penalty": 3.0}),
+    "minimum": lambda text: ({"min_new_tokens": 7, "eos": text[2:4]}, {"min_new_tokens": 7, "eos": text[2:4]}),
+    "forced": lambda text: (
+        {"forced_bos_id": 30, "forced_eos_ids": [25]},
+        {"forced_bos_token_id": 30, "forced_eos_token_id": 25},
+    ),
+    "bad words": lambda text: ({"bad_words": [text[1:3], text[5:6]]}, {"bad_words_ids": [text[1:3], text[5:6]]}),
+    "suppressed": lambda text: (
+        {"suppressed_ids": text[3:5], "first_suppressed_ids": text[:1]},
+        {"suppress_tokens": text[3:5], "begin_suppress_tokens": text[:1]},
+    ),
+    "several": lambda text: (
+        {"repetition_penalty": 0.8, "no_repeat_ngram_size": 3, "forced_eos_ids": [9], "bad_words": [text[:1]]},
+        {"repetition_penalty": 0.8, "no_repeat_ngram_size": 3, "forced_eos_token_id": 9, "bad_words_ids": [text[:1]]},
+    ),
+}
+
+
+@pytest.mark.parametrize("processors", PROCESSORS)
+def test_processors_change_what_beams_add_up(generative, processors):
+    family, ours, theirs = generative
+    for length in LENGTHS[:3]:
+        ids = random_ids(length, 7)
+        plain = run(engine_of(ours), ask(family, 1, ids, beams=4, eos=[])).tokens
+        options, called = PROCESSORS[processors](plain[1, 0])
+        tokens, scores = reference(family, theirs, ids, beams=4, **{"eos": None} | called)
+        answers = run(engine_of(ours), ask(family, 1, ids, beams=4, **{"eos": []} | options))
+        found, found_scores, _ = beams_of(answers, 1)
+        assert list(found) == tokens, ids
+        assert found_scores == pytest.approx(scores, rel=1e-4)
+        assert answers.tokens != plain
+
+
+def test_fewer_answers_than_beams(generative):
+    family, ours, theirs = generative
+    ids = random_ids(9)
+    tokens, _ = reference(family, theirs, ids, beams=4)
+    answers = run(engine_of(ours), ask(family, 1, ids, beams=4, n=2))
+    assert list(beams_of(answers, 1)[0]) == tokens[:2]
+    assert len({tuple(text) for text in tokens}) == 4
+
+
+def test_stop_tokens_end_beams_too(generative):
+    family, ours, _ = generative
+    ids = random_ids(6)
+    texts = run(engine_of(ours), ask(family, 1, ids, beams=3, eos=[])).tokens.values()
+    ends = sorted({token for text in texts for token in text[3:]})
+    by_eos = run(engine_of(ours), ask(family, 1, ids, beams=3, eos=ends))
+    by_stop = run(engine_of(ours), ask(family, 1, ids, beams=3, eos=[], stop_ids=ends))
+    assert by_stop.tokens == by_eos.tokens
+    assert "eos" in by_eos.reasons.values()
+    names = {"eos": "stop", "length": "length"}
+    assert by_stop.reasons == {key: names[reason] for key, reason in by_eos.reasons.items()}
+
+
+@pytest.mark.parametrize(("layout", "pages"), [("packed", 200), ("padded", 200), ("packed", 24), ("padded", 24)])
+def test_beams_among_others(generative, layout, pages):
+    """Greedy and sampled requests and searches of unequal widths in one batch: each as alone. Few pages preempt."""
+    family, ours, _ = generative
+    start = START if family == "seq2seq" else []
+    messages = []
+    for key, length in enumerate([11, 4, 17, 8, 1, 22, 6, 12]):
+        ids = random_ids(length, key)
+        if key % 2:
+            drawn = {"temperature": 0.9, "seed": key, "n": 2} if key % 4 == 1 else {}
+            messages.append(generate(key, ids, NEW_TOKENS, decoder_ids=start, **drawn))
+        else:
+            messages.append(ask(family, key, ids, beams=2 + key // 2))
+    alone = [run(engine_of(ours), message) for message in messages]
+    engine = engine_of(ours, layout=layout, pages=pages, max_batch_tokens=48, max_rows=9)
+    answers = run(engine, *messages)
+    for single in alone:
+        for key, tokens in single.tokens.items():
+            assert answers.tokens[key] == tokens
+            assert answers.reasons[key] == single.reasons[key]
+    for key in range(0, 8, 2):
+        assert beams_of(answers, key)[1] == pytest.approx(beams_of(alone[key], key)[1], rel=1e-4)
+    assert (answers.steps[-1].preemptions > 0) == (pages == 24)
+    assert answers.steps[-1].pages_used == 0
+    assert all(stats.rows <= 9 and stats.real_tokens + stats.padding_tokens <= 48 for stats in answers.stats)
+    assert max(stats.rows for stats in answers.stats) >= 8
+
+
+INTERPRETED = """
+import sys
+from pathlib import Path
+import torch
+from support.engine import engine_of, generate, run
+from tercet.kernels import dispatch
+from tercet.server.models import load_model
+model = load_model(Path(sys.argv[1]), device=torch.device("cpu"), dtype="float32", max_length=32)
+for name in ("cpu", "triton"):
+    dispatch.select(name)
+    beams = generate(1, [5, 9, 200, 31, 8], 5, eos_ids=[7], n=3, num_beams=3)
+    answers = run(engine_of(model), beams, generate(2, list(range(9, 30)), 2))
+    print(sorted(answers.tokens.items()))
+print({key.split("/")[1] for key in dispatch.launches()} == {"cpu", "triton"})
+"""
+
+
+def test_the_kernels_read_beams_in_the_interpreter(tmp_path):
+    """A search and a prompt long enough for the prefill kernel in one batch."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", INTERPRETED, str(tiny_llama(tmp_path, num_hidden_layers=2))]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    cpu, triton, ran = result.stdout.splitlines()
+    assert cpu == triton
+    assert len(cpu) > 50
+    assert ran == "True"
+
+
+@pytest.mark.parametrize("family", ["decoder", "seq2seq"])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_every_key_is_read_where_it_was_written(family, layout):
+    """The null model's scores are a hash of all that a row reads: one key of another beam would change them."""
+    texts = prompts(5, 13, seed=5)
+    messages = [request(family, key, ids, 9, num_beams=2 + key, n=2) for key, ids in enumerate(texts)]
+    alone = {}
+    for message in messages:
+        alone |= run(null_engine(family, pages=200)[0], message).tokens
+    assert len({tuple(tokens) for tokens in alone.values()}) == 2 * len(texts)
+    few = 22 if family == "decoder" else 26
+    for pages, batch in ((200, 64), (few, 64), (few, 20)):
+        engine, _ = null_engine(family, pages=pages, layout=layout, max_batch_tokens=batch, max_rows=20)
+        answers = run(engine, *messages)
+        assert answers.tokens == alone
+        assert (answers.steps[-1].preemptions > 0) == (pages == few)
+        assert (answers.total("recomputed_tokens") > 0) == (pages == few)
+        assert answers.steps[-1].pages_used == 0
+
+
+def test_beams_share_the_full_pages_of_their_prompt():
+    engine, model = null_engine(page_size=4)
+    engine.submit(generate(1, range(1, 11), 20, num_beams=3))
+    used = [engine.step() for _ in range(5)]
+    assert [step.pages_used for step in used] == [2 + 3] * 3 + [2 + 6] * 2  # two are everybody's
+    assert [stats.rows for step in used for stats in step.stats] == [1, 3, 3, 3, 3]
+    assert [stats.real_tokens for step in used for stats in step.stats] == [10, 3, 3, 3, 3]
+    assert model.batches[0].key_rows is None
+    assert model.batches[1].key_rows[:, 8:10].tolist() == [[0, 0]] * 3
+    engine.cancel(1, 0)  # no beam is a sample yet
+    assert engine.step().pages_used == 8
+    engine.cancel(1)
+    assert engine.step().pages_used == 0
+    assert not engine.busy
+
+
+def test_a_search_waits_for_all_its_rows():
+    """A group is admitted whole, and nothing younger overtakes it."""
+    engine, _ = null_engine(max_rows=4)
+    engine.submit(generate(1, [1, 2], 6, n=2))
+    engine.submit(generate(2, [3, 4], 3, num_beams=3))
+    engine.submit(generate(3, [5], 2))
+    rows = []
+    while engine.busy:
+        step = engine.step()
+        rows.append(max(stats.rows for stats in step.stats))
+        assert step.waiting == 0 or step.running <= 2
+    assert rows[:5] == [2, 2, 2, 2, 2]
+    assert max(rows) == 4
+
+
+def test_deadlines_and_poison_of_searches():
+    engine, _ = null_engine()
+    engine.submit(generate(1, [1, 2], 50, num_beams=4, deadline=time.monotonic() + 0.05))
+    engine.submit(generate(2, [3, POISON], 5, num_beams=2))
+    engine.submit(generate(3, [3, 4], 5, num_beams=2))
+    engine.step()
+    time.sleep(0.06)
+    answers = run(engine)
+    assert set(answers.rejected) == {1}
+    assert set(answers.reasons) == {(3, 0)}
+    assert answers.steps[-1].pages_used == 0
+
+
+def test_a_failing_batch_is_never_split_within_a_search():
+    """Five beams are too many at once for this memory, two and a greedy row are not."""
+    engine, _ = null_engine(heavy=4)
+    answers = run(
+        engine,
+        generate(1, [1, 2], 5, num_beams=5),
+        generate(2, [3, 4], 5, num_beams=3, n=3),
+        generate(3, [5], 5),
+        generate(4, [6], 5),
+    )
+    assert answers.rejected == {1: "internal"}
+    assert set(answers.reasons) == {(2, 0), (2, 1), (2, 2), (3, 0), (4, 0)}
+    wanted = run(null_engine()[0], generate(2, [3, 4], 5, num_beams=3, n=3))
+    assert {key: answers.tokens[key] for key in wanted.tokens} == wanted.tokens
+    assert answers.steps[-1].pages_used == 0
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_fail_their_search(monkeypatch, value):
+    engine, model = null_engine()
+    logits = model.logits
+
+    def overflow(hidden):
+        scores = logits(hidden)
+        if len(scores) == 3:  # the beams'
+            scores[1, 7] = value
+        return scores
+
+    monkeypatch.setattr(model, "logits", overflow)
+    answers = run(engine, generate(1, [1, 2], 5, num_beams=3), generate(2, [3], 5))
+    assert answers.rejected == {1: "internal"}
+    assert set(answers.reasons) == {(2, 0)}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_beams": 0}, "num_beams is 0"),
+        ({"num_beams": 9}, "num_beams is 9, the model takes 1 to 8"),
+        ({"num_beams": 2, "n": 3}, "n is 3"),
+        ({"num_beams": 2, "temperature": 0.5}, "temperature"),
+        ({"num_beams": 2, "logprobs": True}, "logprobs"),
+        ({"num_beams": 2, "length_penalty": float("nan")}, "length_penalty is nan"),
+        ({"num_beams": 2, "length_penalty": -17.0}, "length_penalty"),
+        ({"num_beams": 8}, "so many of 64 tokens need 128 pages, there are 64"),
+    ],
+)
+def test_bad_searches_are_refused(options, words):
+    engine, model = null_engine(page_size=4)
+    engine.submit(generate(1, [1, 2], 100, **options))
+    (rejected,) = engine.step().outputs
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason == "invalid"
+    assert words in rejected.message
+    assert not model.batches
