@@ -49,7 +49,9 @@ def test_models(client):
     assert [model.name for model in (bert, llama, t5)] == ["bert", "llama", "t5"]
     assert [model.family for model in (bert, llama, t5)] == ["encoder", "decoder", "seq2seq"]
     assert [model.state for model in (bert, llama, t5)] == ["ready"] * 3
-    assert (bert.tasks, llama.tasks, t5.tasks) == (["embed"], ["generate", "chat"], ["generate"])
+    assert bert.tasks == ["embed"]
+    assert llama.tasks == ["embed", "generate", "chat", "score"]
+    assert t5.tasks == ["embed", "generate", "score"]
     assert (bert.embedding_size, bert.max_length, bert.vocab_size) == (48, 96, VOCAB_SIZE)
 
 
@@ -62,24 +64,24 @@ def test_health(client):
 
 def test_embeddings_of_text_ids_and_long_lists_agree(client):
     texts = [f"river {i} sang to the stones" + " at night" * (i % 7) for i in range(600)]
-    many = client.embed(texts)
+    many = client.embed(texts, model="bert")
     assert many.shape == (600, 48)
     assert many.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(many, axis=1), 1, atol=1e-5)
     for index in (0, 255, 256, 599):
-        np.testing.assert_allclose(client.embed(texts[index]), many[index], atol=1e-5)
+        np.testing.assert_allclose(client.embed(texts[index], model="bert"), many[index], atol=1e-5)
     ids = client.tokenize(texts[5], model="bert").token_ids
-    np.testing.assert_allclose(client.embed(ids), many[5], atol=1e-5)
+    np.testing.assert_allclose(client.embed(ids, model="bert"), many[5], atol=1e-5)
 
 
 def test_refused_items_of_a_long_list(client):
     texts = ["night"] * 300 + [LONG] + ["stones"]
     with pytest.raises(InvalidArgument, match=r"inputs\[300\]\.text.*limit is 96") as caught:
-        client.embed(texts)
+        client.embed(texts, model="bert")
     assert (caught.value.index, caught.value.field) == (300, "inputs[300].text")
-    results = client.embed(texts, errors="return")
+    results = client.embed(texts, model="bert", errors="return")
     assert [index for index, result in enumerate(results) if isinstance(result, InvalidArgument)] == [300]
-    assert client.embed(texts, truncate=True).shape == (302, 48)
+    assert client.embed(texts, model="bert", truncate=True).shape == (302, 48)
 
 
 def test_generation_and_its_stream_agree(client):
@@ -122,7 +124,7 @@ def test_tokens_go_round(client, text):
     ("ask", "error", "field", "words"),
     [
         (lambda c: c.embed("a", model="nobody"), NotFound, "model", ("bert", "llama", "t5")),
-        (lambda c: c.embed("a", model="t5"), FailedPrecondition, None, ("generate",)),
+        (lambda c: c.classify("a", model="t5"), FailedPrecondition, None, ("embed", "generate")),
         (lambda c: c.generate("a", model="bert"), FailedPrecondition, None, ("embed",)),
         (lambda c: c.generate("a"), InvalidArgument, "model", ("llama", "t5")),
         (lambda c: c.generate("a", model="t5", top_p=0), InvalidArgument, "sampling.top_p", ()),
@@ -177,7 +179,7 @@ async def test_many_requests_of_every_kind_at_once(server, client):
     alone = client.generate("once", model="t5", **GREEDY)
     async with AsyncClient(server.address) as everyone:
         generations = [everyone.generate("once", model="t5", **GREEDY) for _ in range(20)]
-        others = [everyone.embed(["night", "stones"]) for _ in range(5)]
+        others = [everyone.embed(["night", "stones"], model="bert") for _ in range(5)]
         *answers, vectors = await asyncio.gather(*generations, *others[:-1], others[-1])
     assert {tuple(answer.token_ids) for answer in answers[:20]} == {tuple(alone.token_ids)}
     assert vectors.shape == (2, 48)
@@ -200,9 +202,11 @@ def test_command_line(server, client):
     generated = command(server, "generate", "once", "--model", "t5", "--max-new-tokens", "9", "--temperature", "0")
     expected = client.generate("once", model="t5", max_new_tokens=9, temperature=0)
     assert generated.stdout.decode() == expected.text + "\n"
-    embedded = command(server, "embed", "--json", stdin=b"night\nstones\n").stdout.decode().splitlines()
+    embedded = (
+        command(server, "embed", "--model", "bert", "--json", stdin=b"night\nstones\n").stdout.decode().splitlines()
+    )
     vectors = [json.loads(line)["embedding"] for line in embedded]
-    np.testing.assert_allclose(vectors, client.embed(["night", "stones"]), atol=1e-6)
+    np.testing.assert_allclose(vectors, client.embed(["night", "stones"], model="bert"), atol=1e-6)
     refused = command(server, "generate", LONG, "--model", "llama")
     assert refused.returncode == 2
     assert refused.stderr.startswith(b"tercet: input.text")
@@ -210,7 +214,7 @@ def test_command_line(server, client):
 
 def test_a_long_job_outlives_the_engine(server, client):
     texts = [f"night {i} " + "stones and river " * 9 for i in range(6000)]
-    expected = client.embed(texts[:1])
+    expected = client.embed(texts[:1], model="bert")
 
     def batches():
         return server.metrics()['tercet_batch_size_count{model="bert"}']
@@ -221,7 +225,7 @@ def test_a_long_job_outlives_the_engine(server, client):
 
     crash = threading.Thread(target=kill_at_work, args=[batches()])
     crash.start()
-    vectors = client.embed(texts, timeout=120)
+    vectors = client.embed(texts, model="bert", timeout=120)
     crash.join()
     assert len(server.events("engine died")) == 1
     assert vectors.shape == (6000, 48)
