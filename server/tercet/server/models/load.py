@@ -132,7 +132,8 @@ def _names(checkpoint: Checkpoint, architecture: Architecture, config: Config, h
     if checkpoint.format == "gguf" and architecture.gguf:
         return Names(architecture.gguf.weights)
     weights = architecture.weights(config) if callable(architecture.weights) else architecture.weights
-    return Names({**weights, **head.weights}, architecture.prefix if head.prefix is None else head.prefix)
+    table = {**head.weights, **weights, **head.weights}  # an error says the first of several names: the head's
+    return Names(table, architecture.prefix if head.prefix is None else head.prefix)
 
 
 def _merge(checkpoint: Checkpoint, lora: Adapter, architecture: Architecture, names: Names) -> tuple[Checkpoint, Names]:
