@@ -87,6 +87,12 @@ def test_an_engine_merges_an_adapter_and_projects_vectors(tmp_path):
         load_engine(settings(source=str(source)), lambda report: None)
 
 
+def test_a_model_of_two_vocabularies_starts(tmp_path):
+    source = str(save(tmp_path, "marian-two"))
+    _, info = load_engine(settings(source=source), lambda _: None)
+    assert (info.vocab_size, info.target_vocab_size) == (VOCAB_SIZE, VOCAB_SIZE + 70)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [

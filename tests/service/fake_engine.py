@@ -218,6 +218,7 @@ def main(path: str, settings_json: str) -> None:
         tasks=engine.tasks or (["embed"] if family == "encoder" else ["generate"]),
         max_length=settings.max_length or MAX_LENGTH,
         vocab_size=VOCAB_SIZE,
+        target_vocab_size=VOCAB_SIZE,
         embedding_size=4,
         labels=engine.labels,
         dtype="float32",

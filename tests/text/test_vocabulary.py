@@ -42,6 +42,15 @@ def test_an_id_that_the_model_lacks_is_named(tmp_path: Path, file: str, values: 
     assert caught.value.file == folder / file
 
 
+def test_ids_that_are_written_are_of_the_target(tmp_path: Path) -> None:
+    folder = tiny_t5(tmp_path)
+    change(folder / "generation_config.json", eos_token_id=VOCAB_SIZE)
+    model = load_text_model(folder)
+    model.check_vocabulary(VOCAB_SIZE, target_vocab_size=VOCAB_SIZE + 1, seq2seq=True)
+    with pytest.raises(CheckpointTextError, match=f"eos_token_id: is {VOCAB_SIZE}, the model has {VOCAB_SIZE} tokens"):
+        model.check_vocabulary(VOCAB_SIZE + 1, target_vocab_size=VOCAB_SIZE, seq2seq=True)
+
+
 def test_a_tokenizer_larger_than_the_model_is_named(tmp_path: Path) -> None:
     model = load_text_model(tiny_llama(tmp_path))
     words = rf"tokenizer\.json: has token id {VOCAB_SIZE - 1}, the model has {VOCAB_SIZE - 1} tokens"

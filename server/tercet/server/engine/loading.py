@@ -76,6 +76,7 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
         tasks=list(limits.tasks),
         max_length=limits.max_length,
         vocab_size=model.vocab_size,
+        target_vocab_size=model.target_vocab_size,
         embedding_size=model.embedding_size,
         labels=head.outputs if head and head.task in ("classify", "tag") else 0,
         dtype=str(model.dtype).removeprefix("torch."),

@@ -115,7 +115,7 @@ class GenerationServicer:
         )
         model, text, info, channel = target
         sampling = request.sampling
-        check(sampling, self._settings, info.vocab_size)
+        check(sampling, self._settings, info.target_vocab_size)
         seq2seq = info.family == "seq2seq"
         if sampling.echo and (seq2seq or request.HasField("chat")):
             what = "a seq2seq model" if seq2seq else "a conversation"

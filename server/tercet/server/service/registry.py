@@ -60,7 +60,10 @@ class ServedModel:
     def check_text(self) -> None:
         """Raises CheckpointTextError where its text is of another vocabulary than its engine's."""
         if self.text is not None and self.engine.info is not None:
-            self.text.check_vocabulary(self.engine.info.vocab_size, seq2seq=self.engine.info.family == "seq2seq")
+            info = self.engine.info
+            self.text.check_vocabulary(
+                info.vocab_size, target_vocab_size=info.target_vocab_size, seq2seq=info.family == "seq2seq"
+            )
 
     @property
     def tasks(self) -> list[Task] | None:

@@ -82,17 +82,19 @@ class TextModel:
             raise ChatTemplateError("the checkpoint has no chat template")
         return self.chat_template.render(messages)
 
-    def check_vocabulary(self, vocab_size: int, *, seq2seq: bool) -> None:
+    def check_vocabulary(self, vocab_size: int, *, target_vocab_size: int | None = None, seq2seq: bool) -> None:
         """Raises CheckpointTextError where the files name tokens that the model, which has `vocab_size`, lacks.
 
-        So does a seq2seq model whose files don't say what its decoder starts from.
+        `target_vocab_size` counts those that it writes, where they are others than it reads. A seq2seq model whose
+        files don't say what its decoder starts from is refused, too.
         """
         if self.tokenizer.vocab_size > vocab_size:
             problem = f"has token id {self.tokenizer.vocab_size - 1}, the model has {vocab_size} tokens"
             raise CheckpointTextError(*self.vocabulary, problem)
+        written = target_vocab_size or vocab_size
         for token_id, key, file in self.generation.named_ids:
-            if token_id >= vocab_size:
-                raise CheckpointTextError(file, key, f"is {token_id}, the model has {vocab_size} tokens")
+            if token_id >= written:
+                raise CheckpointTextError(file, key, f"is {token_id}, the model has {written} tokens")
         if seq2seq and not self.generation.decoder_start_ids:
             raise CheckpointTextError(self.source / "config.json", "decoder_start_token_id", "missing")
 

@@ -21,6 +21,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     service adds what needs text: "chat" where there is a template, "rerank" and "zero_shot" by the labels."""
     max_length: int
     vocab_size: int
+    target_vocab_size: int
+    """Tokens there are to write; another number than to read where a seq2seq model has two vocabularies."""
     embedding_size: int | None
     labels: int = 0
     """Outputs of a head that classifies or tags; 0 without one."""
