@@ -75,6 +75,7 @@ class ModelServicer:
                     mask_token=text.mask[0] if text.mask is not None and "fill_mask" in tasks else "",
                     prompts=sorted(text.embedding.prompts),
                     generation_tasks=sorted(text.tasks),
+                    languages=text.languages.codes if text.languages is not None else (),
                 )
             )
         return described

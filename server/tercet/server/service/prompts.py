@@ -61,7 +61,7 @@ class Prompter:
             tokens = fit(field, encoded, limit)
         elif which == "input":
             [sequence] = await self._sequencer.sequences(
-                target, [request.input], ["input"], limit, respell=lambda own: prefix + own
+                target, [request.input], ["input"], limit, respell=lambda own: prefix + own, around=around
             )
             tokens = unless_error(sequence)
         else:

@@ -10,7 +10,7 @@ from tercet.server import wire
 from tercet.server.service.answers import Work, ask
 from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt, to_status, unless_error
 from tercet.server.service.fields import usage
-from tercet.server.service.languages import translation
+from tercet.server.service.languages import target_translation, translation
 from tercet.server.service.sequences import Limit
 from tercet.server.service.windows import Parts
 from tercet.v1.scoring_pb2 import Score, ScoreItem, ScoreRequest, ScoreResponse
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tercet.server.service.registry import Registry, Target
     from tercet.server.service.rpc import Call
     from tercet.server.service.sequences import Sequencer, TokenSequence
+    from tercet.server.text import Tokenizer, Translation
 
     Works = list[Work | ServiceError]
 
@@ -43,7 +44,6 @@ class ScoringServicer:
         self._sequencer.check_count("inputs", len(request.inputs))
         chars = sum(len(item.text.text) + len(item.source.text) for item in request.inputs)
         self._sequencer.check_chars("inputs", chars)
-        translation(request, target.text)
         if target.info.family == "seq2seq":
             works = await self._of_targets(request, target, call)
         else:
@@ -63,8 +63,16 @@ class ScoringServicer:
         """What a seq2seq model is asked of each target: after its source, and what the decoder starts from."""
         start = target.text.generation.decoder_start_ids
         longest = target.model.max_length
-        sources = await self._sequences(request, target, "source", longest)
-        targets = await self._sequences(request, target, "text", longest - len(start))
+        around = translation(request, target.text)
+        sources = await self._sequences(request, target, "source", longest, around=around)
+        targets = await self._sequences(
+            request,
+            target,
+            "text",
+            longest - len(start),
+            tokenizer=target.text.target_tokenizer,
+            around=target_translation(request, target.text),
+        )
 
         def work(i: int) -> Work:
             source, text = unless_error(sources[i]), unless_error(targets[i])
@@ -83,6 +91,7 @@ class ScoringServicer:
 
     async def _of_texts(self, request: ScoreRequest, target: Target, call: Call) -> Works:
         """What a decoder is asked of each text, once, or a masked model, once for each token."""
+        translation(request, target.text)
         texts = await self._sequences(request, target, "text", target.model.max_length)
         parts = Parts(self._settings)
 
@@ -98,12 +107,20 @@ class ScoringServicer:
         return [attempt(partial(work, i)) for i in range(len(request.inputs))]
 
     async def _sequences(
-        self, request: ScoreRequest, target: Target, name: str, longest: int
+        self,
+        request: ScoreRequest,
+        target: Target,
+        name: str,
+        longest: int,
+        *,
+        tokenizer: Tokenizer | None = None,
+        around: Translation | None = None,
     ) -> list[TokenSequence | ServiceError]:
         """The sequence of that field of each input, or why it is refused."""
         inputs = [getattr(item, name) for item in request.inputs]
         fields = [f"inputs[{i}].{name}" for i in range(len(inputs))]
-        return await self._sequencer.sequences(target, inputs, fields, Limit(longest, truncate=False, cut_to=longest))
+        limit = Limit(longest, truncate=False, cut_to=longest)
+        return await self._sequencer.sequences(target, inputs, fields, limit, tokenizer=tokenizer, around=around)
 
 
 def _work(field: str, *questions: wire.Score | wire.FillMask) -> Work:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt
+from tercet.server.service.languages import surrounded
 from tercet.server.service.threads import TextThreads
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from tercet.server.config import Settings
     from tercet.server.metrics import Metrics
     from tercet.server.service.registry import ServedModel, Target
-    from tercet.server.text import Cut, Encoded, Tokenizer
+    from tercet.server.text import Cut, Encoded, Tokenizer, Translation
     from tercet.v1.types_pb2 import TextInput
 
 T = TypeVar("T")
@@ -139,10 +140,13 @@ class Sequencer:
         *,
         tokenizer: Tokenizer | None = None,
         respell: Callable[[str], str] = str,
+        around: Translation | None = None,
         patient: bool = False,
     ) -> list[TokenSequence | ServiceError]:
-        """For each input its sequence, or why it is refused; `fields`: their paths, `respell`: what is tokenized for a
-        text, `tokenizer`: where it is not the model's own. Raises as `run`.
+        """For each input its sequence, or why it is refused; `fields`: their paths.
+
+        `respell` gives what is tokenized for a text, `tokenizer` is one that is not the model's own, and `around` has
+        special tokens to put around texts in place of the tokenizer's. Raises as `run`.
         """
         given = [
             attempt(partial(self._given, target, item, field, limit))
@@ -150,7 +154,10 @@ class Sequencer:
         ]
         texts = {i: respell(one) for i, one in enumerate(given) if isinstance(one, str)}
         by = tokenizer or target.text.tokenizer
-        encoded = await self.encode(target.model, by, list(texts.values()), patient=patient)
+        plain = around is None
+        encoded = await self.encode(target.model, by, list(texts.values()), special=plain, patient=patient)
+        if around is not None:
+            encoded = [surrounded(one, around) for one in encoded]
         read = {
             i: attempt(partial(fit, f"{fields[i]}.text", one, limit)) for i, one in zip(texts, encoded, strict=True)
         }

@@ -12,6 +12,7 @@ from tercet.server.text.encoded import Cut, Encoded
 from tercet.server.text.errors import ChatTemplateError, CheckpointTextError
 from tercet.server.text.generation import GenerationDefaults, TaskDefaults
 from tercet.server.text.incremental import IncrementalDecoder
+from tercet.server.text.languages import LanguageError, Languages, Translation
 from tercet.server.text.model import TextModel, load_text_model
 from tercet.server.text.stop import StopMatcher
 from tercet.server.text.tokenizer import Tokenizer
@@ -25,9 +26,12 @@ __all__ = [
     "Encoded",
     "GenerationDefaults",
     "IncrementalDecoder",
+    "LanguageError",
+    "Languages",
     "StopMatcher",
     "TaskDefaults",
     "TextModel",
     "Tokenizer",
+    "Translation",
     "load_text_model",
 ]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from tercet.server.text.languages import Languages
+
 # Special tokens as older folders spell them that state none: BERT's kin, RoBERTa's.
 _SPELLINGS = {
     "mask_token": ("[MASK]", "<mask>"),
@@ -47,6 +49,10 @@ class TextModel:
     """What turns the head's outputs into scores; None where not stated."""
     mask: tuple[str, int] | None
     """What stands for a token to fill in, and its id."""
+    languages: Languages | None = None
+    """Those that a translating checkpoint is told; None for all others."""
+    target_tokenizer: Tokenizer | None = None
+    """Of what a seq2seq decoder reads and writes, where that is another than what its sources are read by."""
     start_id: int | None = None
     """The token that sequences of an encoder begin with ([CLS])."""
     unknown_id: int | None = None
