@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from support.checkpoints import VOCAB_SIZE, tiny_llama, tiny_t5
-from support.engine import engine_of, generate, null_engine, prompts, request, run
+from support.engine import Answers, engine_of, generate, null_engine, prompts, request, run
 from support.null_model import POISON
 from tercet.server.models import load_model
 from tercet.server.wire import Rejected, Tokens
@@ -86,6 +86,20 @@ def test_beams_are_those_of_transformers(generative, beams):
         assert answers.steps[-1].pages_used == 0
         seen |= set(reasons)
     assert seen == {"eos", "length"}
+
+
+def test_rules_of_ending_differ(generative):
+    """With ends so likely that each rule stops at another step."""
+    family, ours, theirs = generative
+    ends = list(range(20, 120))
+    found = {early: [] for early in EARLY}
+    for length, early in itertools.product((2, 3, 6, 7, 9, 10, 13), EARLY):
+        ids = random_ids(length, 2)
+        options = {"beams": 2, "eos": ends, "early_stopping": early, "length_penalty": 1.0 + length % 2}
+        tokens, _ = reference(family, theirs, ids, **options)
+        assert list(beams_of(run(engine_of(ours), ask(family, 1, ids, **options)), 1)[0]) == tokens
+        found[early].append(tokens)
+    assert found[False] != found[True] != found["never"] != found[False]
 
 
 # What they are called here and by transformers, made of the best beam without them, so that each changes something.
@@ -178,7 +192,7 @@ INTERPRETED = """
 import sys
 from pathlib import Path
 import torch
-from support.engine import engine_of, generate, run
+from support.engine import Answers, engine_of, generate, run
 from tercet.kernels import dispatch
 from tercet.server.models import load_model
 model = load_model(Path(sys.argv[1]), device=torch.device("cpu"), dtype="float32", max_length=32)
@@ -220,6 +234,33 @@ def test_every_key_is_read_where_it_was_written(family, layout):
         assert (answers.steps[-1].preemptions > 0) == (pages == few)
         assert (answers.total("recomputed_tokens") > 0) == (pages == few)
         assert answers.steps[-1].pages_used == 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_load_ends_within_its_limits(seed):
+    """Searches of any width with requests of several samples, few rows and few pages, some cancelled: none blocks."""
+    rng = random.Random(seed)
+    family, layout = rng.choice(["decoder", "seq2seq"]), rng.choice(["packed", "padded"])
+    rows, pages = rng.randint(4, 7), rng.randint(18, 30)
+    engine, _ = null_engine(family, layout=layout, pages=pages, max_rows=rows, max_batch_tokens=rng.randint(9, 20))
+    wanted, answers = set(), Answers()
+    for key in range(12):
+        ids, tokens = prompts(1, 9, seed=100 * seed + key)[0], rng.randint(1, 7)
+        count = rng.choice([1, 2, 3])
+        beams = rng.choice([0, 0, 1])
+        options = {"num_beams": count + 1} if beams else {"n": count}
+        engine.submit(request(family, key, ids, tokens, **options))
+        wanted |= {(key, sample) for sample in range(1 if beams else count)}
+        answers.add(engine.step())
+        if key % 5 == 4:
+            engine.cancel(key - 2)
+            wanted -= {(key - 2, sample) for sample in range(4)} - set(answers.reasons)
+    for step in run(engine).steps:
+        answers.add(step)
+    assert set(answers.reasons) == wanted
+    assert not answers.rejected
+    assert answers.steps[-1].pages_used == 0
+    assert all(stats.rows <= rows for stats in answers.stats)
 
 
 def test_beams_share_the_full_pages_of_their_prompt():
