@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FAKE_LAUNCHER = (sys.executable, str(Path(__file__).with_name("fake_server.py")))
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 MASK_ID = 59
-WORDS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, **{f"w{i}": i for i in range(4, MASK_ID)}, "[MASK]": MASK_ID}
+WORDS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, **{f"w{i}": i for i in range(4, MASK_ID)}}
 
 
 class Stubs(NamedTuple):
@@ -60,11 +60,12 @@ def _connect(server: RunningServer, *options: tuple[str, int]) -> Iterator[Stubs
 def fake_checkpoint(
     folder: Path, model_type: str, *, chat: bool = False, config: dict[str, object] | None = None, **fake: object
 ) -> Path:
-    """A checkpoint for the fake engine: words w4 to w58, each the token of its number, and [MASK], 59."""
+    """A checkpoint for the fake engine: words w4 to w59, each the token of its number; BERT has [MASK] for w59."""
+    last = "[MASK]" if model_type == "bert" else f"w{MASK_ID}"
     folder.mkdir(parents=True)
-    tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="[UNK]"))  # noqa: S106  a word, not a secret
+    tokenizer = Tokenizer(models.WordLevel(WORDS | {last: MASK_ID}, unk_token="[UNK]"))  # noqa: S106  a word, not a secret
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + ["[MASK]"] * (model_type == "bert"))
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + [last] * (model_type == "bert"))
     if model_type == "bert":
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
