@@ -11,7 +11,7 @@ import torch
 
 from tercet.kernels import pad
 from tercet.server.engine.beam import BeamSearch
-from tercet.server.engine.beam_rows import BeamRows, key_rows, pack_beams, unpack_beams
+from tercet.server.engine.beam_rows import BeamRows, key_rows, pack_beams, pack_key_rows, unpack_beams
 from tercet.server.engine.memory import pages_of
 from tercet.server.engine.reading import parts_of
 from tercet.server.engine.sampler import SamplingRows, pack_sampling, unpack_sampling
@@ -91,7 +91,7 @@ def encoder_work(
     if crossed:
         nowhere = [[-1] * pages_of(len(request.source), page_size) for request in requests]  # for readings
         pages = [request.cross_pages or none for request, none in zip(requests, nowhere, strict=True)]
-        _put_table(buffer, "cross_page_table", pages)
+        buffer.put_table("cross_page_table", pages)
     views = buffer.upload(device)
 
     flat = source.flat(views)
@@ -121,12 +121,13 @@ def decoder_work(chunks: Sequence[Chunk], *, page_size: int, padded: bool, devic
     for row, length, end in zip(rows, lengths, ends, strict=True):
         ids.extend(row.tokens[end - length : end])
     buffer.put("token_ids", ids)
-    _put_table(buffer, "page_table", [row.pages for row in rows])
+    buffer.put_table("page_table", [row.pages for row in rows])
     crossed = any(sources)
     if crossed:
-        _put_table(buffer, "cross_page_table", [row.request.cross_pages for row in rows])
+        buffer.put_table("cross_page_table", [row.request.cross_pages for row in rows])
         buffer.put("cross_length", sources)
-    groups = pack_beams(buffer.put, chunks)
+    pack_key_rows(buffer, chunks)
+    groups = pack_beams(buffer, chunks)
     choosing = [
         (row, sequence)
         for row, (sequence, length) in zip(_starts([s.width for s, _ in chunks]), chunks, strict=True)
@@ -235,12 +236,3 @@ def _starts(lengths: list[int]) -> list[int]:
 def _put_rows(buffer: PackedBuffer, prefix: str, lengths: list[int]) -> None:
     buffer.put(f"{prefix}length", lengths)
     buffer.put(f"{prefix}start", _starts(lengths))
-
-
-def _put_table(buffer: PackedBuffer, name: str, pages: list[list[int]]) -> None:
-    width = max(map(len, pages))
-    table = array("i")
-    for row in pages:
-        table.extend(row)
-        table.extend([0] * (width - len(row)))
-    buffer.put(name, table)

@@ -14,13 +14,14 @@ from tercet.server.engine.processors import Processors, pack_processors, process
 from tercet.server.engine.transfer import download
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from tercet.server.engine.scheduler import Chunk
     from tercet.server.engine.sequence import Sequence as Row
+    from tercet.server.engine.transfer import PackedBuffer
 
 
 class Group(NamedTuple):
@@ -44,46 +45,29 @@ class BeamRows:
     processors: Processors
 
 
-def pack_beams(put: Callable[..., None], chunks: Sequence[Chunk]) -> list[Group]:
-    """Puts what is known of beams into the batch's buffer; returns the groups that choose."""
-    groups: list[Group] = []
-    sharing: list[tuple[int, int, int]] = []  # of each row that reads others' pages: itself, the first of its group,
-    holders: list[array[int]] = []  # and the first position from where on it does; which of the group's rows it reads
-    choosing, scores = array("i"), array("f")
-    writings: list[Row] = []
-    first = 0
-    for sequence, length in chunks:
-        last = first + sequence.width
-        if isinstance(sequence, BeamSearch):
-            if last - first == sequence.widest:
-                position, held = sequence.holders()
-                sharing.extend((row, first, position) for row in range(first, last))
-                holders.extend(held)
-            if length == sequence.remaining:
-                choosing.extend(range(first, last))
-                writings += sequence.rows()
-                scores.extend(sequence.scores.tolist())
-                groups.append(Group(last - first, sequence.widest, sequence.candidates))
-        first = last
-    if sharing:
-        rows, firsts, positions = zip(*sharing, strict=True)
-        put("sharing_rows", rows)
-        put("sharing_first", firsts)
-        put("sharing_from", positions)
-        width = max(map(len, holders))
-        table = array("i")
-        for held in holders:
-            table += held + array("i", bytes(4 * (width - len(held))))
-        put("sharing_holders", table)
-    if groups:
-        put("beam_rows", choosing)
-        put("beam_scores", scores, "f")
-        pack_processors(put, writings, "beam_")
-    return groups
+def pack_key_rows(buffer: PackedBuffer, chunks: Sequence[Chunk]) -> None:
+    """Puts where beams find the keys of their tokens into a batch's buffer."""
+    rows, firsts, positions = array("i"), array("i"), array("i")
+    holders: list[array[int]] = []
+    for first, search, _ in _searches(chunks):
+        if search.width == search.widest:
+            position, held = search.holders()
+            rows.extend(range(first, first + search.width))
+            firsts.extend([first] * search.width)
+            positions.extend([position] * search.width)
+            holders += held
+    if holders:
+        buffer.put("sharing_rows", rows)
+        buffer.put("sharing_first", firsts)
+        buffer.put("sharing_from", positions)
+        buffer.put_table("sharing_holders", holders)
 
 
 def key_rows(views: dict[str, Tensor], rows: int, longest: int) -> Tensor | None:
-    """int32 [rows, longest]: the row of the batch whose pages hold each key of a row; None if all hold their own."""
+    """int32 [rows, longest]: the row of the batch whose pages hold each key of a row; None if all hold their own.
+
+    `views` has what `pack_key_rows` put there.
+    """
     if "sharing_rows" not in views:
         return None
     sharing, first = views["sharing_rows"], views["sharing_first"]
@@ -94,6 +78,24 @@ def key_rows(views: dict[str, Tensor], rows: int, longest: int) -> Tensor | None
     table = every[:rows, None].repeat(1, longest)
     table[sharing] = torch.where(place < 0, sharing[:, None], held)
     return table
+
+
+def pack_beams(buffer: PackedBuffer, chunks: Sequence[Chunk]) -> list[Group]:
+    """Puts the beams that continue with this batch into its buffer; returns their groups."""
+    rows, scores = array("i"), array("f")
+    groups: list[Group] = []
+    writings: list[Row] = []
+    for first, search, length in _searches(chunks):
+        if length == search.remaining:
+            rows.extend(range(first, first + search.width))
+            scores.extend(search.scores.tolist())
+            groups.append(Group(search.width, search.widest, search.candidates))
+            writings += search.rows()
+    if groups:
+        buffer.put("beam_rows", rows)
+        buffer.put("beam_scores", scores, "f")
+        pack_processors(buffer.put, writings, "beam_")
+    return groups
 
 
 def unpack_beams(views: dict[str, Tensor], groups: list[Group]) -> BeamRows | None:
@@ -118,6 +120,15 @@ def continue_beams(logits: Tensor, beams: BeamRows) -> list[Continuations]:
         best += continued.topk(min(group.candidates, len(continued)))
     arrays = iter(download(best))
     return [_continuations(scores, places, logits.shape[1]) for scores, places in zip(arrays, arrays, strict=True)]
+
+
+def _searches(chunks: Sequence[Chunk]) -> Iterator[tuple[int, BeamSearch, int]]:
+    """The beam searches of a batch: the first row of each, itself, and how many tokens each of its rows reads."""
+    first = 0
+    for sequence, length in chunks:
+        if isinstance(sequence, BeamSearch):
+            yield first, sequence, length
+        first += sequence.width
 
 
 def _continuations(scores: NDArray[Any], places: NDArray[Any], vocabulary: int) -> Continuations:

@@ -36,6 +36,15 @@ class PackedBuffer:
         self._fields[name] = len(self._bytes), len(data) * data.itemsize, _DTYPES[code]
         self._bytes += data.tobytes()
 
+    def put_table(self, name: str, rows: Sequence[Sequence[int]]) -> None:
+        """Appends int32 values of rows as long as the longest; zeros fill up the others."""
+        width = max(map(len, rows))
+        table = array("i")
+        for row in rows:
+            table.extend(row)
+            table.extend([0] * (width - len(row)))
+        self.put(name, table)
+
     def upload(self, device: torch.device) -> dict[str, Tensor]:
         """Moves everything at once; each field is a view of what arrived."""
         host = torch.frombuffer(self._bytes, dtype=torch.uint8)
