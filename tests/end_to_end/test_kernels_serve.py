@@ -3,38 +3,45 @@
 import numpy as np
 import pytest
 
-from support.checkpoints import tiny_bert, tiny_llama, tiny_t5
+from support.architectures import DECODERS, ENCODERS, ROWS, SEQ2SEQ
+from support.checkpoints import tiny
 from support.metrics import samples
 from support.server import running_server
 from tercet.client import Client
 
 TEXTS = ["one", "one two three four five six seven", "two three", "six six six one four"]
 TOLERANCE = 1e-4
+WRITERS = ("CausalLM", "LMHeadModel", "ConditionalGeneration", "MTModel")
+INTERPRETER = {"TRITON_INTERPRET": "1"}
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    root = tmp_path_factory.mktemp("checkpoints")
-    return {"bert": tiny_bert(root / "bert"), "llama": tiny_llama(root / "llama"), "t5": tiny_t5(root / "t5")}
-
-
-def answers(checkpoints, *flags, env=None):
+def answers(checkpoints, ask, *flags, env=None):
     """What every model says, and every `op/impl` that ran."""
-    with running_server(checkpoints, *flags, env=env) as server, Client(server.address) as client:
-        said = {"bert": client.embed(TEXTS, model="bert")}
-        for model in ("llama", "t5"):
-            outputs = [client.generate(text, model=model, max_new_tokens=6, temperature=0) for text in TEXTS]
-            sampled = client.generate(TEXTS[1], model=model, max_new_tokens=6, temperature=1.0, top_k=20, seed=7, n=2)
-            said[model] = [output.token_ids for output in [*outputs, *sampled.outputs]]
+    with running_server(checkpoints, *flags, env=env) as server, Client(server.address, timeout=120) as client:
+        said = {model: ask(client, model) for model in checkpoints}
         launches = samples(server, "tercet_kernel_launches_total")
     return said, {(labels["op"], labels["impl"]) for labels, count in launches if count > 0}
 
 
+def of_every_kind(client, model):
+    """Vectors, or tokens: greedy, and sampled twice."""
+    if model == "bert":
+        return client.embed(TEXTS, model=model)
+    outputs = [client.generate(text, model=model, max_new_tokens=6, temperature=0) for text in TEXTS]
+    sampled = client.generate(TEXTS[1], model=model, max_new_tokens=6, temperature=1.0, top_k=20, seed=7, n=2)
+    return [output.token_ids for output in [*outputs, *sampled.outputs]]
+
+
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_triton_answers_as_the_cpu(checkpoints, layout):
-    expected, ran = answers(checkpoints, "--kernels", "cpu", "--layout", layout)
+def test_triton_answers_as_the_cpu(tmp_path, layout):
+    checkpoints = {
+        "bert": tiny_bert(tmp_path / "b"),
+        "llama": tiny_llama(tmp_path / "l"),
+        "t5": tiny_t5(tmp_path / "t"),
+    }
+    expected, ran = answers(checkpoints, of_every_kind, "--kernels", "cpu", "--layout", layout)
     assert {impl for _, impl in ran} <= {"cpu", "reference"}
-    said, ran = answers(checkpoints, "--kernels", "triton", "--layout", layout, env={"TRITON_INTERPRET": "1"})
+    said, ran = answers(checkpoints, of_every_kind, "--kernels", "triton", "--layout", layout, env=INTERPRETER)
     np.testing.assert_allclose(said["bert"], expected["bert"], atol=TOLERANCE, rtol=TOLERANCE)
     assert said["llama"] == expected["llama"]
     assert said["t5"] == expected["t5"]
@@ -42,3 +49,32 @@ def test_triton_answers_as_the_cpu(checkpoints, layout):
     ops = {op for op, _ in ran}
     assert {"attention", "layer_norm", "rms_norm", "activation", "kv_write", "pooling", "sample", "embedding"} <= ops
     assert ("pad" in ops) == (layout == "padded")
+
+
+def of_one_text(client, model):
+    """The vectors of its tokens, and where the model writes, greedy tokens and beams."""
+    features = client.embed(TEXTS[1], model=model, pooling="none")
+    if "generate" not in {task for info in client.models() if info.name == model for task in info.tasks}:
+        return features, []
+    options = {"model": model, "max_new_tokens": 4, "temperature": 0}
+    written = [client.generate(TEXTS[1], **options), client.generate(TEXTS[1], num_beams=2, n=2, **options)]
+    return features, [output.token_ids for generation in written for output in generation.outputs]
+
+
+@pytest.mark.parametrize("family", [ENCODERS, DECODERS, SEQ2SEQ], ids=["encoders", "decoders", "seq2seq"])
+def test_triton_answers_as_the_cpu_for_every_architecture(tmp_path, family):
+    rows = {ROWS[row].architecture: row for row in reversed(family) if "encoder" not in row}
+    checkpoints = {name: tiny(tmp_path / name, row, writer(row)) for name, row in rows.items()}
+    expected, _ = answers(checkpoints, of_one_text, "--kernels", "cpu")
+    said, ran = answers(checkpoints, of_one_text, "--kernels", "triton", env=INTERPRETER)
+    for name in checkpoints:
+        np.testing.assert_allclose(said[name][0], expected[name][0], atol=TOLERANCE, rtol=TOLERANCE, err_msg=name)
+        assert said[name][1] == expected[name][1], name
+    assert {impl for _, impl in ran} == {"triton"}
+
+
+def writer(row):
+    """The head that writes, where the architecture has one."""
+    return next(
+        (head for head in ROWS[row].classes if head.endswith(("LM", "LMHeadModel", "Generation", "MTModel"))), None
+    )

@@ -7,12 +7,12 @@ from dataclasses import asdict, is_dataclass
 import numpy as np
 import pytest
 
-from support.checkpoints import tiny
+from support.checkpoints import CORPUS, tiny
 from support.metrics import metric
 from support.server import running_server
-from support.texts import words
 from tercet.client import AsyncClient
 
+WORDS = " ".join(CORPUS).split()
 REQUESTS = 200
 MEAN_BATCH = 4
 TOLERANCE = 1e-4
@@ -22,11 +22,11 @@ ENTAILMENT = {0: "contradiction", 1: "neutral", 2: "entailment"}
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
-    entailment = {"id2label": ENTAILMENT, "label2id": {label: i for i, label in ENTAILMENT.items()}}
+    labels = {"num_labels": len(ENTAILMENT), "id2label": ENTAILMENT}
     return {
         "filler": tiny(root / "filler", "bert", "BertForMaskedLM"),
         "ranker": tiny(root / "ranker", "electra", "ElectraForSequenceClassification", num_labels=1),
-        "judge": tiny(root / "judge", "roberta", "RobertaForSequenceClassification", **entailment),
+        "judge": tiny(root / "judge", "roberta", "RobertaForSequenceClassification", **labels),
         "tagger": tiny(root / "tagger", "distilbert", "DistilBertForTokenClassification"),
         "answerer": tiny(root / "answerer", "modernbert", "ModernBertForQuestionAnswering"),
         "writer": tiny(root / "writer", "llama"),
@@ -35,7 +35,7 @@ def checkpoints(tmp_path_factory):
 
 
 def text(rng, longest=12):
-    return " ".join(rng.choices(words(), k=rng.randint(1, longest)))
+    return " ".join(rng.choices(WORDS, k=rng.randint(1, longest)))
 
 
 def sampling(rng, seed):
@@ -99,7 +99,7 @@ def test_answers_are_those_of_the_requests_alone(checkpoints):
             return alone, await asyncio.gather(*(ask(client, request) for request in requests())), before
 
     def rows_and_batches(server):
-        names = ("tercet_batch_rows_sum", "tercet_batch_rows_count")
+        names = ("tercet_batch_size_sum", "tercet_batch_size_count")
         return np.array([metric(server, name) for name in names])
 
     with running_server(checkpoints) as server:
