@@ -34,11 +34,7 @@ def of_every_kind(client, model):
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_triton_answers_as_the_cpu(tmp_path, layout):
-    checkpoints = {
-        "bert": tiny_bert(tmp_path / "b"),
-        "llama": tiny_llama(tmp_path / "l"),
-        "t5": tiny_t5(tmp_path / "t"),
-    }
+    checkpoints = {name: tiny(tmp_path / name, name, writer(name)) for name in ("bert", "llama", "t5")}
     expected, ran = answers(checkpoints, of_every_kind, "--kernels", "cpu", "--layout", layout)
     assert {impl for _, impl in ran} <= {"cpu", "reference"}
     said, ran = answers(checkpoints, of_every_kind, "--kernels", "triton", "--layout", layout, env=INTERPRETER)
