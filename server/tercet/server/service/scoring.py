@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tercet.server import wire
 from tercet.server.service.answers import Work, ask
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tercet.server.service.registry import Registry, Target
     from tercet.server.service.rpc import Call
     from tercet.server.service.sequences import Sequencer, TokenSequence
-    from tercet.server.text import Tokenizer, Translation
 
     Works = list[Work | ServiceError]
 
@@ -71,6 +70,7 @@ class ScoringServicer:
             "text",
             longest - len(start),
             tokenizer=target.text.target_tokenizer,
+            vocab_size=target.info.target_vocab_size,
             around=target_translation(request, target.text),
         )
 
@@ -112,15 +112,13 @@ class ScoringServicer:
         target: Target,
         name: str,
         longest: int,
-        *,
-        tokenizer: Tokenizer | None = None,
-        around: Translation | None = None,
+        **options: Any,
     ) -> list[TokenSequence | ServiceError]:
-        """The sequence of that field of each input, or why it is refused."""
+        """The sequence of that field of each input, or why it is refused, by the options of `Sequencer.sequences`."""
         inputs = [getattr(item, name) for item in request.inputs]
         fields = [f"inputs[{i}].{name}" for i in range(len(inputs))]
         limit = Limit(longest, truncate=False, cut_to=longest)
-        return await self._sequencer.sequences(target, inputs, fields, limit, tokenizer=tokenizer, around=around)
+        return await self._sequencer.sequences(target, inputs, fields, limit, **options)
 
 
 def _work(field: str, *questions: wire.Score | wire.FillMask) -> Work:

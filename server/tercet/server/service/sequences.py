@@ -139,18 +139,19 @@ class Sequencer:
         limit: Limit,
         *,
         tokenizer: Tokenizer | None = None,
+        vocab_size: int | None = None,
         respell: Callable[[str], str] = str,
         around: Translation | None = None,
         patient: bool = False,
     ) -> list[TokenSequence | ServiceError]:
         """For each input its sequence, or why it is refused; `fields`: their paths.
 
-        `respell` gives what is tokenized for a text, `tokenizer` is one that is not the model's own, and `around` has
-        special tokens to put around texts in place of the tokenizer's. Raises as `run`.
+        `respell` gives what is tokenized for a text, `tokenizer` and `vocab_size` are those that are not the model's
+        own, and `around` has special tokens to put around texts in place of the tokenizer's. Raises as `run`.
         """
+        size = vocab_size or target.info.vocab_size
         given = [
-            attempt(partial(self._given, target, item, field, limit))
-            for item, field in zip(inputs, fields, strict=True)
+            attempt(partial(self._given, item, field, size, limit)) for item, field in zip(inputs, fields, strict=True)
         ]
         texts = {i: respell(one) for i, one in enumerate(given) if isinstance(one, str)}
         by = tokenizer or target.text.tokenizer
@@ -163,14 +164,14 @@ class Sequencer:
         }
         return [read[i] if isinstance(one, str) else one for i, one in enumerate(given)]
 
-    def _given(self, target: Target, item: TextInput, field: str, limit: Limit) -> str | TokenSequence:
+    def _given(self, item: TextInput, field: str, vocab_size: int, limit: Limit) -> str | TokenSequence:
         """The text of an input, or its sequence where it has token ids. Raises InvalidArgumentError."""
         match item.WhichOneof("input"):
             case "text":
                 self.check_text(f"{field}.text", item.text)
                 return item.text
             case "token_ids":
-                return fit_ids(f"{field}.token_ids", item.token_ids.values, target.info.vocab_size, limit)
+                return fit_ids(f"{field}.token_ids", item.token_ids.values, vocab_size, limit)
             case _:
                 raise InvalidArgumentError(field, "must have text or token_ids")
 
