@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from support import packaged
 from support.texts import texts
-from tercet.server.text import Encoded, Tokenizer, load_text_model
+from tercet.server.text import Cut, Encoded, Tokenizer, load_text_model
 
 TEXTS = texts(300, seed=2)
 PAIRS = [*pairwise(TEXTS), ("", ""), ("a", ""), ("", "b c")]
@@ -75,6 +75,19 @@ def test_the_second_text_is_cut(tokenizers: tuple[Tokenizer, PreTrainedTokenizer
     for length in range(10, len(encoded) + 2, 7):
         expected = reference("How long is it?", LONG, truncation="only_second", max_length=length)
         assert_windows([encoded.truncated(length)], {key: [value] for key, value in expected.items()}, offsets=False)
+
+
+@pytest.mark.parametrize(("cut", "truncation"), [("first", "only_first"), ("longest", "longest_first")])
+def test_the_first_or_the_longest_text_is_cut(
+    tokenizers: tuple[Tokenizer, PreTrainedTokenizerBase], cut: Cut, truncation: str
+) -> None:
+    ours, reference = tokenizers
+    for first, second in ((LONG, "How long is it?"), ("How long is it?", LONG), (LONG, LONG[::-1])):
+        encoded = ours.encode_pair(first, second)
+        least = len(encoded) - len(ours.encode(first, add_special_tokens=False)) + 1 if cut == "first" else 10
+        for length in range(least, len(encoded) + 2, 5):
+            expected = reference(first, second, truncation=truncation, max_length=length)
+            assert encoded.truncated(length, cut).ids == expected["input_ids"]
 
 
 def test_what_does_not_fit(tokenizers: tuple[Tokenizer, PreTrainedTokenizerBase]) -> None:
