@@ -217,6 +217,7 @@ def main(path: str, settings_json: str) -> None:
         family=family,
         tasks=engine.tasks or (["embed"] if family == "encoder" else ["generate"]),
         max_length=settings.max_length or MAX_LENGTH,
+        longest_read=settings.max_length or MAX_LENGTH,
         vocab_size=VOCAB_SIZE,
         target_vocab_size=VOCAB_SIZE,
         embedding_size=4,

@@ -39,7 +39,10 @@ def sequencer() -> Sequencer:
 @pytest.fixture
 def target(checkpoints: dict[str, Path], request: pytest.FixtureRequest) -> Target:
     text = replace(load_text_model(checkpoints["seq2seq"]), languages=request.param)
-    model, info = SimpleNamespace(name="m", max_length=6), SimpleNamespace(vocab_size=60, family="seq2seq")
+    model, info = (
+        SimpleNamespace(name="m", max_length=6),
+        SimpleNamespace(vocab_size=60, family="seq2seq", longest_read=6),
+    )
     return Target(model, text, info, SimpleNamespace())  # type: ignore[arg-type]
 
 

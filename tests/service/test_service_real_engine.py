@@ -16,6 +16,7 @@ import pytest
 from support.checkpoints import tiny_bert, tiny_llama, tiny_t5
 from support.server import LAUNCHER, running_server, wait_until
 from support.status import refused
+from tercet.client import Client, InvalidArgument
 from tercet.v1.embedding_pb2 import EmbedRequest
 from tercet.v1.generation_pb2 import GenerateRequest, SamplingParameters
 from tercet.v1.types_pb2 import Strings, TextInput
@@ -92,6 +93,18 @@ def test_a_client_that_goes_away_frees_its_pages(server: RunningServer, stubs: S
     for call in calls:
         call.cancel()
     wait_until(lambda: server.metrics()[used] == 0, timeout=2)
+
+
+def test_a_decoder_reads_whole_what_fits_a_batch_and_generates_after_more(folders: dict[str, Path]):
+    with (
+        running_server({"llama": folders["llama"]}, "--max-batch-tokens", "16", "--lame-duck", "0") as small,
+        Client(small.address) as client,
+    ):
+        with pytest.raises(InvalidArgument, match="the limit is 16"):
+            client.embed(TEXT * 2)
+        assert client.embed(TEXT * 2, truncate=True).shape == (48,)
+        long = client.generate(TEXT * 2, max_new_tokens=3, ignore_eos=True)
+        assert (long.usage.prompt_tokens > 16, long.usage.generated_tokens, long.truncated) == (True, 3, False)
 
 
 def test_an_engine_that_is_killed_comes_back_and_answers_as_before(server: RunningServer, stubs: Stubs):

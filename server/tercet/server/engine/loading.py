@@ -75,6 +75,7 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
         family=model.family,
         tasks=list(limits.tasks),
         max_length=limits.max_length,
+        longest_read=limits.longest_read,
         vocab_size=model.vocab_size,
         target_vocab_size=model.target_vocab_size,
         embedding_size=model.embedding_size,

@@ -78,7 +78,7 @@ class Answerer:
 
     async def _windows(self, request: AnswerRequest, target: Target) -> list[list[Encoded] | ServiceError]:
         """For each question what the model reads, or why it is refused. Raises InvalidArgumentError."""
-        asked, sequencer, own = request.questions, self._sequencer, target.model.max_length
+        asked, sequencer, own = request.questions, self._sequencer, target.model.longest_read
         longest = number(request, "max_length", min(_WINDOW, own), own)
         stride = request.stride if request.HasField("stride") else min(_STRIDE, longest // 2)
         sequencer.check_count("questions", len(asked))

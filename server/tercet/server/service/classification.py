@@ -93,7 +93,7 @@ class Classifier:
         """What the model reads for each input: the text, or the pair."""
         inputs, sequencer = request.inputs, self._sequencer
         sequencer.check_chars("inputs", sum(len(item.input.text) + len(item.pair) for item in inputs))
-        limit = Limit(target.model.max_length, request.truncate, cut_to=target.model.max_length)
+        limit = Limit(target.model.longest_read, request.truncate, cut_to=target.model.longest_read)
         single = {i: item.input for i, item in enumerate(inputs) if not item.HasField("pair")}
         given = {i: attempt(partial(self._pair, item, i)) for i, item in enumerate(inputs) if i not in single}
         pairs = {i: pair for i, pair in given.items() if isinstance(pair, tuple)}
@@ -114,7 +114,7 @@ class Classifier:
         inputs, sequencer = request.inputs, self._sequencer
         chars = sum(len(item.input.text) for item in inputs) * len(hypotheses)
         sequencer.check_chars("inputs", chars + len(inputs) * sum(map(len, hypotheses)))
-        limit = Limit(target.model.max_length, request.truncate, cut_to=target.model.max_length, cut="first")
+        limit = Limit(target.model.longest_read, request.truncate, cut_to=target.model.longest_read, cut="first")
         parts = Parts(self._settings)
 
         def divide(i: int) -> str:

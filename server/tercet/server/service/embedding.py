@@ -113,7 +113,7 @@ class EmbeddingServicer:
             target,
             request.inputs,
             fields,
-            Limit(model.max_length, request.truncate, cut_to=model.max_length),
+            Limit(model.longest_read, request.truncate, cut_to=model.longest_read),
             respell=lambda own: (prompt + own).lower() if text.embedding.lowercase else prompt + own,
             patient=patient,
         )

@@ -36,7 +36,7 @@ class MaskFiller:
     async def fill_mask(self, request: FillMaskRequest, call: Call) -> FillMaskResponse:
         """Candidates for every mask of every input."""
         target = self._registry.target(request.model, "fill_mask", call)
-        tokenizer, longest = target.text.tokenizer, target.model.max_length
+        tokenizer, longest = target.text.tokenizer, target.model.longest_read
         top_k = number(request, "top_k", _CANDIDATES, MOST_RESULTS)
         targets = self._targets(request.targets, target.text) if request.HasField("targets") else []
         self._sequencer.check_count("inputs", len(request.inputs))

@@ -104,9 +104,10 @@ def _task(request: GenerateRequest, text: TextModel) -> tuple[str, GenerationDef
 
 def _limit(request: GenerateRequest, target: Target, defaults: GenerationDefaults) -> Limit:
     """How long a prompt may be. A decoder's leaves room for one token, and is cut so that what is wanted fits."""
-    most = target.model.max_length
     if target.info.family == "seq2seq":
+        most = target.info.longest_read
         return Limit(most, request.truncate, cut_to=most)
+    most = target.model.max_length
     longest = most - 1
     wanted = wanted_tokens(request.sampling, defaults, longest)
     keep = most - (most // 2 if wanted is None else wanted)

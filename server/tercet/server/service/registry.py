@@ -90,12 +90,16 @@ class ServedModel:
     @property
     def max_length(self) -> int:
         """The longest sequence in tokens, special tokens included; 0 until that is known."""
+        info = self.engine.info
+        return info.max_length if info is not None and "generate" in info.tasks else self.longest_read
+
+    @property
+    def longest_read(self) -> int:
+        """The longest sequence that it embeds, scores or judges, in tokens; 0 until that is known."""
         if self.engine.info is None or self.text is None:
             return 0
-        longest, own = self.engine.info.max_length, self.text.embedding.max_length
-        if "generate" not in self.engine.info.tasks and own is not None and not self._length_is_set:
-            return min(longest, own)
-        return longest
+        longest, own = self.engine.info.longest_read, self.text.embedding.max_length
+        return longest if own is None or self._length_is_set else min(longest, own)
 
     def require_text(self) -> TextModel:
         """What is known of its text. Raises UnavailableError."""

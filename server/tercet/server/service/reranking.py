@@ -37,7 +37,7 @@ class Reranker:
             raise InvalidArgumentError("activation", "must not be softmax: of one score it is always 1")
         self._check(request)
         top_k = number(request, "top_k", len(request.texts))
-        longest = target.model.max_length
+        longest = target.model.longest_read
         sequences = await self._sequencer.pairs(
             target,
             [(request.query, text) for text in request.texts],

@@ -61,7 +61,7 @@ class ScoringServicer:
     async def _of_targets(self, request: ScoreRequest, target: Target, call: Call) -> Works:
         """What a seq2seq model is asked of each target: after its source, and what the decoder starts from."""
         start = target.text.generation.decoder_start_ids
-        longest = target.model.max_length
+        longest = target.model.longest_read
         around = translation(request, target.text)
         sources = await self._sequences(request, target, "source", longest, around=around)
         targets = await self._sequences(
@@ -92,7 +92,7 @@ class ScoringServicer:
     async def _of_texts(self, request: ScoreRequest, target: Target, call: Call) -> Works:
         """What a decoder is asked of each text, once, or a masked model, once for each token."""
         translation(request, target.text)
-        texts = await self._sequences(request, target, "text", target.model.max_length)
+        texts = await self._sequences(request, target, "text", target.model.longest_read)
         parts = Parts(self._settings)
 
         def work(i: int) -> Work:

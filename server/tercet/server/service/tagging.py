@@ -82,7 +82,7 @@ class Tagger:
 
     async def _windows(self, request: TagRequest, target: Target) -> list[list[Encoded] | ServiceError]:
         """For each text what the model reads, or why it is refused. Raises InvalidArgumentError."""
-        texts, sequencer, longest = request.texts, self._sequencer, target.model.max_length
+        texts, sequencer, longest = request.texts, self._sequencer, target.model.longest_read
         sequencer.check_count("texts", len(texts))
         sequencer.check_chars("texts", sum(map(len, texts)))
         parts = Parts(self._settings)

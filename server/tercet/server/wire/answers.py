@@ -20,6 +20,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """"embed", "classify", "tag", "answer", "fill_mask", "score", "generate": what its family and head can do. The
     service adds what needs text: "chat" where there is a template, "rerank" and "zero_shot" by the labels."""
     max_length: int
+    """Tokens of a sequence that is generated."""
+    longest_read: int
+    """Tokens of one that is read whole, in one batch: to embed, for a head, to score, or as a source."""
     vocab_size: int
     target_vocab_size: int
     """Tokens there are to write; another number than to read where a seq2seq model has two vocabularies."""
