@@ -35,7 +35,7 @@ RULES = {
     "wire": rule(packages="msgspec"),
     "frames": rule("wire", "msgspec"),
     "logs": rule(),
-    "text": rule(packages="tokenizers jinja2 gguf msgspec numpy"),
+    "text": rule(packages="tokenizers sentencepiece google jinja2 gguf msgspec numpy"),
     FRONT: rule(
         "text wire frames logs protos",
         "google grpc grpc_health grpc_reflection grpc_status huggingface_hub msgspec prometheus_client rich typer",

@@ -53,7 +53,7 @@ TEMPLATE = {
 BAD = r"tokenizer\.json: not a usable tokenizer"
 CONFIG = r"tokenizer_config\.json: "
 WRONG: dict[str, tuple[dict[str, object], str]] = {
-    "no files": ({"vocab.txt": None}, "has no tokenizer.json, no vocab.txt and no vocab.json"),
+    "no files": ({"vocab.txt": None}, "has no tokenizer.json and none of .*spiece.model, .*vocab.json, vocab.txt"),
     "not JSON": ({"tokenizer.json": "{"}, f"{BAD}: EOF"),
     "not UTF-8": ({"tokenizer.json": b"\xff\xfe"}, BAD),
     "no model": ({"tokenizer.json": {"version": "1.0"}}, f"{BAD}: Model missing"),
@@ -82,8 +82,8 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
     "id can't be had": (config({"added_tokens_decoder": {"99": "new"}}), "can't give 'new' the id 99"),
     "extra tokens are a word": (config({"extra_special_tokens": "x"}), "extra_special_tokens: must be a list"),
     "another class": (
-        config({"tokenizer_class": "MPNetTokenizer"}),
-        "tokenizer_class: 'MPNetTokenizer' can't be built",
+        config({"tokenizer_class": "FunnelTokenizer"}),
+        "tokenizer_class: 'FunnelTokenizer' can't be built",
     ),
     "class is a number": (config({"tokenizer_class": 1}), f"{CONFIG}tokenizer_class: must be a string, is 1"),
     "no merges": (gpt2(vocab={"a": 0}), r"merges\.txt: No such file"),

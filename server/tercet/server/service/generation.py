@@ -131,7 +131,7 @@ class GenerationServicer:
             sampling=resolve(
                 sampling,
                 prompt.defaults.after(before),
-                text.target_tokenizer or text.tokenizer,
+                text.target_tokenizer,
                 wanted=wanted_tokens(sampling, prompt.defaults, before),
                 room=model.max_length - before,
                 forced_bos_id=prompt.forced_bos_id,
@@ -152,7 +152,7 @@ class GenerationServicer:
             call,
             self._metrics,
             field=prompt.field,
-            tokenizer=text.target_tokenizer or text.tokenizer,
+            tokenizer=text.target_tokenizer,
             stop=sampling.stop.values,
             echo=read if sampling.echo else (),
             skip_special_tokens=sampling.skip_special_tokens if sampling.HasField("skip_special_tokens") else True,

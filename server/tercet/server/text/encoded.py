@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     import tokenizers
 
+    from tercet.server.text.piece_backend import PieceEncoding
+
 Cut = Literal["first", "second", "longest"]
 
 
@@ -93,7 +95,7 @@ class Encoded:
         return replace(self, **chosen, first=first, added_before=sum(i < self.added_before for i in kept))
 
 
-def from_encoding(encoding: tokenizers.Encoding, spans: bool) -> Encoded:
+def from_encoding(encoding: tokenizers.Encoding | PieceEncoding, spans: bool) -> Encoded:
     """What the Rust library made of one text or pair."""
     first = range(0)
     if encoding.n_sequences > 1:

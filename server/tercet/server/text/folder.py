@@ -2,101 +2,94 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
-from tokenizers import AddedToken, models
+from tokenizers import AddedToken
 
-from tercet.server.text.builders import NAMED_TOKENS, byte_level_bpe, checked, guarded, surround, wordpiece
+from tercet.server.text.builders import NAMED_TOKENS, checked, guarded
 from tercet.server.text.errors import CheckpointTextError
 from tercet.server.text.fields import MAX_TOKEN_ID, Fields
+from tercet.server.text.kinds import CLASSES, KINDS
+from tercet.server.text.parts import Parts
+from tercet.server.text.spm import sized
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-MAX_VOCABULARY_BYTES = 512 << 20
+    from tercet.server.text.kinds import Kind
+    from tercet.server.text.tokenizer import Backend
+
+# Classes that say nothing of the vocabulary's kind.
+_GENERIC = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer", "AutoTokenizer"})
 _ID_DIGITS = len(str(MAX_TOKEN_ID))
 
-# Which vocabulary files are read how: by the tokenizer class that tokenizer_config.json names, else by the model_type.
-_WORDPIECE = frozenset({"BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "bert", "distilbert", "electra"})
-_BYTE_LEVEL = frozenset({"GPT2Tokenizer", "gpt2", "gpt_neo", "opt"})
-_WORDPIECE_TOKENS = {
-    "unk_token": "[UNK]",
-    "sep_token": "[SEP]",
-    "pad_token": "[PAD]",
-    "cls_token": "[CLS]",
-    "mask_token": "[MASK]",
-}
-_BYTE_LEVEL_TOKENS = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
+
+@dataclass(frozen=True)
+class FolderTokenizer:
+    """What a folder says of its tokenizer."""
+
+    backend: Backend
+    target: Backend
+    """What tokenizes a seq2seq model's targets; `backend` where nothing else does."""
+    special_tokens: dict[str, str]
+    """By the names of transformers: bos_token, eos_token, ..."""
+    file: Path
+    """The main file."""
+    kind: str | None
+    """The tokenizer's class in transformers; None where neither stated nor known."""
 
 
-def folder_tokenizer(folder: Path, config: Fields) -> tuple[tokenizers.Tokenizer, dict[str, str], Path]:
-    """The tokenizer of `folder`, whose tokenizer_config.json is `config`; its named special tokens, and its main file.
+def folder_tokenizer(folder: Path, config: Fields) -> FolderTokenizer:
+    """The tokenizer of `folder`, whose tokenizer_config.json is `config`.
 
     Raises CheckpointTextError: no tokenizer, or a malformed one.
     """
+    kind = _class(folder, config)
     stated = {name: token for name, value in _stated(folder, config) if (token := _added_token(config, name, value))}
     if (file := folder / "tokenizer.json").is_file():
-        backend = guarded(lambda: tokenizers.Tokenizer.from_file(_sized(file)), file)
-    elif (file := folder / "vocab.txt").is_file():
-        stated = {name: AddedToken(token, special=True) for name, token in _WORDPIECE_TOKENS.items()} | stated
-        backend = _wordpiece(file, config, _contents(stated))
-    elif (file := folder / "vocab.json").is_file():
-        stated = {name: AddedToken(token, special=True) for name, token in _BYTE_LEVEL_TOKENS.items()} | stated
-        backend = _byte_level(file, config, _contents(stated))
-    else:
-        raise CheckpointTextError(folder, None, "has no tokenizer.json, no vocab.txt and no vocab.json with merges.txt")
-    _add_tokens(backend, config, stated)
-    return checked(backend, file), _contents(stated), file
+        backend = guarded(lambda: tokenizers.Tokenizer.from_file(str(sized(file))), file)
+        backend.no_truncation()
+        backend.no_padding()
+        _add_tokens(backend, config, stated, [])
+        checked(backend, file)
+        return FolderTokenizer(backend, backend, _contents(stated), file, kind)
+    made_by = _kind(folder, config, kind)
+    named = {name: _added_token(config, name, token) for name, token in made_by.tokens.items()} | stated
+    parts = Parts([folder / name for name in made_by.files], config, _contents(named))
+
+    def make(build: Callable[[Parts], Backend]) -> Backend:
+        backend = build(parts)
+        _add_tokens(backend, config, named, [_added_token(config, "added_tokens", token) for token in parts.added])
+        guarded(lambda: made_by.finish(backend, parts), parts.files[0])
+        return checked(backend, parts.files[0])
+
+    backend = make(made_by.build)
+    target = backend if made_by.build_target is None else make(made_by.build_target)
+    return FolderTokenizer(backend, target, _contents(named), parts.files[0], kind)
 
 
-def _wordpiece(file: Path, config: Fields, named: Mapping[str, str]) -> tokenizers.Tokenizer:
-    _require_kind(file, config, _WORDPIECE)
-    vocabulary = guarded(lambda: models.WordPiece.read_file(_sized(file)), file)
-    for name in ("cls_token", "sep_token", "unk_token"):
-        if named[name] not in vocabulary:
-            raise CheckpointTextError(file, name, f"the vocabulary has no {named[name]!r}")
-    return wordpiece(
-        vocabulary,
-        named,
-        lowercase=config.boolean("do_lower_case", True),
-        strip_accents=config.boolean("strip_accents", None),
-        split_chinese=config.boolean("tokenize_chinese_chars", True),
+def _class(folder: Path, config: Fields) -> str | None:
+    model = Fields.read(folder / "config.json")
+    stated = config.string("tokenizer_class", None) or model.string("tokenizer_class", None)
+    if stated is None or stated in _GENERIC:
+        return CLASSES.get(model.string("model_type", ""))
+    return stated.removesuffix("Fast")
+
+
+def _kind(folder: Path, config: Fields, name: str | None) -> Kind:
+    vocabularies = sorted({file for kind in KINDS.values() for file in kind.files[:1]})
+    kind = KINDS.get(name or "")
+    if kind is not None and (folder / kind.files[0]).is_file():
+        return kind
+    found = [file for file in vocabularies if (folder / file).is_file()]
+    if not found:
+        raise CheckpointTextError(folder, None, f"has no tokenizer.json and none of {', '.join(vocabularies)}")
+    raise CheckpointTextError(
+        folder / found[0], "tokenizer_class", f"{name!r} can't be built from this file: save tokenizer.json"
     )
-
-
-def _byte_level(file: Path, config: Fields, named: Mapping[str, str]) -> tokenizers.Tokenizer:
-    _require_kind(file, config, _BYTE_LEVEL)
-    merges_file = file.with_name("merges.txt")
-    vocabulary, merges = guarded(lambda: models.BPE.read_file(_sized(file), _sized(merges_file)), merges_file)
-    prefix_space = config.boolean("add_prefix_space", False)
-    backend = guarded(lambda: byte_level_bpe(vocabulary, merges, prefix_space=prefix_space), merges_file)
-    surround(
-        backend,
-        before=named["bos_token"] if config.boolean("add_bos_token", False) else None,
-        after=named["eos_token"] if config.boolean("add_eos_token", False) else None,
-    )
-    return backend
-
-
-def _require_kind(file: Path, config: Fields, known: frozenset[str]) -> None:
-    kind = config.string("tokenizer_class", None) or Fields.read(file.with_name("config.json")).string("model_type", "")
-    if kind.removesuffix("Fast") not in known:
-        raise CheckpointTextError(
-            file, "tokenizer_class", f"{kind!r} can't be built from this file: save tokenizer.json"
-        )
-
-
-def _sized(file: Path) -> str:
-    """The path of `file` for the Rust library, which reads it whole."""
-    try:
-        size = file.stat().st_size
-    except OSError as error:
-        raise CheckpointTextError(file, None, error.strerror or "can't be read") from None
-    if size > MAX_VOCABULARY_BYTES:
-        raise CheckpointTextError(file, None, f"larger than the limit of {MAX_VOCABULARY_BYTES} bytes")
-    return str(file)
 
 
 def _stated(folder: Path, config: Fields) -> Iterator[tuple[str, Any]]:
@@ -108,8 +101,11 @@ def _stated(folder: Path, config: Fields) -> Iterator[tuple[str, Any]]:
         yield from ((name, fields.values[name]) for name in NAMED_TOKENS if fields.values.get(name) is not None)
 
 
-def _add_tokens(backend: tokenizers.Tokenizer, config: Fields, named: Mapping[str, AddedToken]) -> None:
-    """Tokens that the folder's files add to the vocabulary: by id, by name, and the nameless special ones."""
+def _add_tokens(backend: Backend, config: Fields, named: Mapping[str, AddedToken], whole: Sequence[AddedToken]) -> None:
+    """Tokens that the folder's files add to the vocabulary: by id, by name, and the nameless special ones.
+
+    `whole` are those that match as a whole by their kind.
+    """
     known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     key = "added_tokens_decoder"
     by_id = config.values.get(key) or {}
@@ -129,6 +125,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: Fields, named: Mapping[st
     extra = list(extra.values()) if isinstance(extra, dict) else extra
     if not isinstance(extra, list):
         raise config.error(key, "must be a list of tokens")
+    backend.add_tokens(list(whole))
     special = [*named.values(), *(_added_token(config, key, value) for value in extra)]
     # a token that is there already keeps its way of matching spaces
     backend.add_special_tokens([known.get(token.content, token) for token in special])
@@ -136,6 +133,8 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: Fields, named: Mapping[st
 
 def _added_token(config: Fields, key: str, value: object) -> AddedToken:
     match value:
+        case AddedToken():
+            return value
         case str():
             return AddedToken(value, special=True, normalized=False)
         case {"content": str(content), **flags}:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from tercet.server.text.builders import byte_level_bpe, checked, guarded, surround
+from tercet.server.text.builders import QWEN_SPLIT, byte_level_bpe, checked, guarded, surround_by
 from tercet.server.text.byte_level import spell, spelled
 from tercet.server.text.errors import CheckpointTextError
 from tercet.server.text.fields import Fields
@@ -113,8 +113,7 @@ _SPLITS: dict[str, str | None] = {
     "smollm": None,
     "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen2": QWEN_SPLIT,
 }
 _MERGES = "tokenizer.ggml.merges"
 _TOKEN_ID_KEYS = {
@@ -146,11 +145,8 @@ def gguf_tokenizer(metadata: Fields) -> tuple[Tokenizer, dict[str, str]]:
         if (token_id := metadata.integer(key, None, 0, len(tokens) - 1)) is not None
     }
     _add_tokens(backend, metadata, tokens, named)
-    surround(
-        backend,
-        before=named.get("bos_token") if metadata.boolean("tokenizer.ggml.add_bos_token", False) else None,
-        after=named.get("eos_token") if metadata.boolean("tokenizer.ggml.add_eos_token", False) else None,
-    )
+    first, last = (metadata.boolean(f"tokenizer.ggml.add_{end}_token", False) for end in ("bos", "eos"))
+    surround_by(backend, named, first=first, last=last)
     return checked(backend, metadata.file), named
 
 

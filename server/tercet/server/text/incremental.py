@@ -26,21 +26,23 @@ class IncrementalDecoder:
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
         byte_level = tokenizer.decoder_kinds == ("ByteLevel",)
         self._text: _Assembler = _Bytes(tokenizer) if byte_level else _Window(tokenizer)
-        self._clean_up = [_Replacement(old, new) for old, new in CLEAN_UP] if tokenizer.clean_up else []
+        self._stages: list[_Stage] = [_Strip()] if tokenizer.strip else []
+        if tokenizer.clean_up:
+            self._stages += [_Replacement(old, new) for old, new in CLEAN_UP]
 
     def push(self, ids: Sequence[int]) -> str:
         """Takes the next ids; returns the text that they make certain, which may be empty."""
         token_of = self._tokenizer.backend.id_to_token
         text = self._text.push([i for i in ids if i not in self._skipped and token_of(i) is not None])
-        for replacement in self._clean_up:
-            text = replacement.push(text)
+        for stage in self._stages:
+            text = stage.push(text)
         return text
 
     def finish(self) -> str:
         """The text still held back, once no more ids come; an incomplete character is U+FFFD."""
         text = self._text.finish()
-        for replacement in self._clean_up:
-            text = replacement.push(text) + replacement.finish()
+        for stage in self._stages:
+            text = stage.push(text) + stage.finish()
         return text
 
 
@@ -48,6 +50,14 @@ class _Assembler(Protocol):
     """Ids that all belong to the text, to text."""
 
     def push(self, ids: list[int]) -> str: ...
+
+    def finish(self) -> str: ...
+
+
+class _Stage(Protocol):
+    """Text to text, in pieces."""
+
+    def push(self, text: str) -> str: ...
 
     def finish(self) -> str: ...
 
@@ -79,7 +89,6 @@ class _Window:
         self._context: list[int] = []
         self._context_text = ""
         self._held: list[int] = []
-        self._begun = False
 
     def push(self, ids: list[int]) -> str:
         pieces: list[str] = []
@@ -95,10 +104,9 @@ class _Window:
         decode = self._tokenizer.backend.decode
         text = decode(self._context + self._held, skip_special_tokens=False)
         added = text[len(self._context_text) :]
-        self._begun = self._begun or bool(added)
-        # once there is text it doesn't matter which, and the token before places the next; until then all do
-        place = [self._tokenizer.visible_id, self._held[-1]]
-        self._context = place if self._begun else self._context + self._held
+        # once there is text it doesn't matter which; the token that added the last of it places the next, with those
+        # after it that added none
+        self._context = [self._tokenizer.visible_id, self._held[-1]] if added else self._context + self._held
         self._context_text = decode(self._context, skip_special_tokens=False)
         self._held = []
         return added
@@ -120,3 +128,21 @@ class _Replacement:
     def finish(self) -> str:
         held, self._held = self._held, ""
         return held
+
+
+class _Strip:
+    """`str.strip` over a text that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._begun = False
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        text = self._held + (text if self._begun else text.lstrip())
+        certain = text.rstrip()
+        self._begun = self._begun or bool(certain)
+        self._held = text[len(certain) :]
+        return certain
+
+    def finish(self) -> str:
+        return ""

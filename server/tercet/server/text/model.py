@@ -11,13 +11,12 @@ from tercet.server.text.errors import ChatTemplateError, CheckpointTextError
 from tercet.server.text.fields import MAX_TOKEN_ID, Fields
 from tercet.server.text.generation import GenerationDefaults, TaskDefaults
 from tercet.server.text.labels import Activation, read_activation, read_labels
+from tercet.server.text.languages import Languages, read_languages
 from tercet.server.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    from tercet.server.text.languages import Languages
 
 # Special tokens as older folders spell them that state none: BERT's kin, RoBERTa's.
 _SPELLINGS = {
@@ -34,6 +33,10 @@ class TextModel:
     source: Path
     """The folder or the .gguf file."""
     tokenizer: Tokenizer
+    target_tokenizer: Tokenizer
+    """What a seq2seq model's targets are written with, given or generated; `tokenizer` for nearly every checkpoint."""
+    languages: Languages | None
+    """Those that a translating checkpoint is told; None where it is told none."""
     vocabulary: tuple[Path, str | None]
     """File and key of the tokenizer's tokens."""
     chat_template: ChatTemplate | None
@@ -49,10 +52,6 @@ class TextModel:
     """What turns the head's outputs into scores; None where not stated."""
     mask: tuple[str, int] | None
     """What stands for a token to fill in, and its id."""
-    languages: Languages | None = None
-    """Those that a translating checkpoint is told; None for all others."""
-    target_tokenizer: Tokenizer | None = None
-    """Of what a seq2seq decoder reads and writes, where that is another than what its sources are read by."""
     start_id: int | None = None
     """The token that sequences of an encoder begin with ([CLS])."""
     unknown_id: int | None = None
@@ -94,10 +93,11 @@ class TextModel:
         `target_vocab_size` counts those that it writes, where they are others than it reads. A seq2seq model whose
         files don't say what its decoder starts from is refused, too.
         """
-        if self.tokenizer.vocab_size > vocab_size:
-            problem = f"has token id {self.tokenizer.vocab_size - 1}, the model has {vocab_size} tokens"
-            raise CheckpointTextError(*self.vocabulary, problem)
         written = target_vocab_size or vocab_size
+        for tokenizer, size in ((self.tokenizer, vocab_size), (self.target_tokenizer, written)):
+            if tokenizer.vocab_size > size:
+                problem = f"has token id {tokenizer.vocab_size - 1}, the model has {size} tokens"
+                raise CheckpointTextError(*self.vocabulary, problem)
         for token_id, key, file in self.generation.named_ids:
             if token_id >= written:
                 raise CheckpointTextError(file, key, f"is {token_id}, the model has {written} tokens")
@@ -120,15 +120,18 @@ def _load_folder(folder: Path) -> TextModel:
     from tercet.server.text.folder import folder_tokenizer
 
     config = Fields.read(folder / "tokenizer_config.json")
-    backend, special_tokens, file = folder_tokenizer(folder, config)
-    tokenizer = Tokenizer(backend, clean_up=config.boolean("clean_up_tokenization_spaces", False))
+    made = folder_tokenizer(folder, config)
+    clean_up = config.boolean("clean_up_tokenization_spaces", False)
+    tokenizer = Tokenizer(made.backend, clean_up=clean_up)
     model_config = Fields.read(folder / "config.json")
-    mask, start, unknown = (_token(tokenizer, special_tokens, name) for name in _SPELLINGS)
+    mask, start, unknown = (_token(tokenizer, made.special_tokens, name) for name in _SPELLINGS)
     return TextModel(
         source=folder,
         tokenizer=tokenizer,
-        vocabulary=(file, None),
-        chat_template=folder_template(folder, config, special_tokens),
+        target_tokenizer=tokenizer if made.target is made.backend else Tokenizer(made.target, clean_up=clean_up),
+        languages=read_languages(made.kind, config, made.backend.get_vocab(), made.special_tokens),
+        vocabulary=(made.file, None),
+        chat_template=folder_template(folder, config, made.special_tokens),
         generation=GenerationDefaults.from_folder(folder),
         tasks=GenerationDefaults.of_tasks(folder),
         embedding=EmbeddingDefaults.from_folder(folder, _model_max_length(config)),
@@ -137,7 +140,7 @@ def _load_folder(folder: Path) -> TextModel:
         activation=read_activation(model_config),
         mask=mask,
         # without a mask token "<s>" is what a decoder's sequences begin with
-        start_id=start[1] if start and (mask or "cls_token" in special_tokens) else None,
+        start_id=start[1] if start and (mask or "cls_token" in made.special_tokens) else None,
         unknown_id=unknown[1] if unknown else None,
         padding_id=model_config.integer("pad_token_id", None, -1),
     )
@@ -150,9 +153,12 @@ def _load_gguf(file: Path) -> TextModel:
     backend, special_tokens = gguf_tokenizer(metadata)
     key = "tokenizer.chat_template"
     template = metadata.string(key, None)
+    tokenizer = Tokenizer(backend)
     return TextModel(
         source=file,
-        tokenizer=Tokenizer(backend),
+        tokenizer=tokenizer,
+        target_tokenizer=tokenizer,
+        languages=None,
         vocabulary=(file, "tokenizer.ggml.tokens"),
         chat_template=None if template is None else ChatTemplate(template, special_tokens, file=file, key=key),
         generation=GenerationDefaults.from_gguf(metadata),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tercet.server.text.byte_level import unspell
 from tercet.server.text.encoded import from_encoding
+from tercet.server.text.piece_backend import PieceBackend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import tokenizers
 
     from tercet.server.text.encoded import Encoded
+
+    Backend = tokenizers.Tokenizer | PieceBackend
 
 # transformers' clean_up_tokenization: these replacements, one after another, over the whole text.
 CLEAN_UP = (
@@ -34,16 +37,15 @@ CLEAN_UP = (
 class Tokenizer:
     """A checkpoint's tokenizer. Its methods hold no state between calls and may be called from several threads."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, clean_up: bool = False) -> None:
+    def __init__(self, backend: Backend, *, clean_up: bool = False) -> None:
         """`clean_up`: whether `decode` drops spaces before punctuation, as transformers does where a checkpoint asks.
 
-        Truncation and padding that a tokenizer.json may ask for are switched off: limits are the service's matter.
+        `backend` neither cuts nor pads: limits are the service's matter.
         """
-        backend.no_truncation()
-        backend.no_padding()
         self.backend = backend
         self._token_bytes: dict[int, bytes] = {}
         # transformers ignores the wish for BPE, whose spaces are the text's own
+        self.strip = isinstance(backend, PieceBackend)
         self.clean_up = clean_up and type(backend.model).__name__ != "BPE"
 
     @cached_property
@@ -67,7 +69,8 @@ class Tokenizer:
     @cached_property
     def visible_id(self) -> int:
         """A token whose text shows wherever it stands."""
-        shows = (i for i in range(self.vocab_size) if i not in self.byte_ids and self.decode([i], False).strip())
+        hidden = self.byte_ids | self.special_ids
+        shows = (i for i in range(self.vocab_size) if i not in hidden and self.decode([i], False).strip())
         return next(shows, 0)
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -109,6 +112,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Ids that no token has are left out."""
         text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        text = text.strip() if self.strip else text
         for old, new in CLEAN_UP if self.clean_up else ():
             text = text.replace(old, new)
         return text
