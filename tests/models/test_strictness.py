@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,8 +13,13 @@ from safetensors.torch import load_file
 
 from support.architectures import ROWS, cases, representatives, template, used
 from support.forward import Pair
-from support.loading import WEIGHTS, Tensors, refusal, rewrite
+from support.loading import WEIGHTS, refusal, rewrite
+from tercet.server.models import load
 from tercet.server.models.architectures import ARCHITECTURES
+from tercet.server.models.checkpoint.folder import Folder
+
+if TYPE_CHECKING:
+    from tercet.server.models.checkpoint.source import StoredTensor
 
 # The rows that stand for an architecture as a whole.
 MAIN = {name: row for name, row in ROWS.items() if not row.heads}
@@ -22,32 +29,39 @@ COMMONER = {"encoder.embed_tokens.weight": "shared.weight", "model.encoder.embed
 Load = Callable[..., Pair]
 
 
-def tensors_to_change(pair: Load, name: str, head: str) -> tuple[Tensors, list[str]]:
-    """All tensors, and one name of each kind that the first head's file doesn't have."""
+def names_to_change(pair: Load, name: str, head: str) -> list[str]:
+    """One name of each kind in a head's file that the first head's doesn't have."""
     first = ROWS[name].classes[0]
-    tensors = load_file(pair(name, head).folder / WEIGHTS)
-    before = () if head == first else used(first, load_file(pair(name, first).folder / WEIGHTS))
-    return tensors, representatives(used(head, tensors), but=before)
+    before = () if head == first else used(first, Folder(pair(name, first).folder).tensors)
+    return representatives(used(head, Folder(pair(name, head).folder).tensors), but=before)
 
 
 @pytest.mark.parametrize(("name", "head"), cases(MAIN))
 def test_dropping_renaming_or_reshaping_a_tensor_or_adding_one_is_refused_with_its_name(
-    pair: Load, name: str, head: str, tmp_path: Path
+    pair: Load, name: str, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case, file = pair(name, head), tmp_path / WEIGHTS
-    tensors, names = tensors_to_change(pair, name, head)
-    for tensor in names:
-        value = tensors[tensor]
-        rest = {other: kept for other, kept in tensors.items() if other != tensor}
-        assert refusal(rewrite(case, tmp_path, rest)) == f"{file}: missing tensor {COMMONER.get(tensor, tensor)}"
-        renamed = refusal(rewrite(case, tmp_path, rest | {f"{tensor}s": value}))
-        assert renamed == f"{file}: unexpected tensor {tensor}s"
-        longer = torch.cat([value, value[:1]])
-        misshapen = refusal(rewrite(case, tmp_path, rest | {tensor: longer}))
-        assert misshapen.startswith(f"{file}: tensor {tensor} has shape {list(longer.shape)}, ")
+    """The file lists its tensors as the case has it; below and elsewhere files are written that are as wrong."""
+    folder = pair(name, head).folder
+    checkpoint = Folder(folder)
+    stored, file = checkpoint.tensors, folder / WEIGHTS
+    monkeypatch.setattr(load, "open_checkpoint", lambda *_, **__: checkpoint)
+
+    def refused(*changed: StoredTensor, without: str = "") -> str:
+        kept = (tensor for other, tensor in stored.items() if other != without)
+        checkpoint.tensors = {tensor.name: tensor for tensor in (*kept, *changed)}
+        return refusal(folder)
+
+    for tensor in names_to_change(pair, name, head):
+        value = stored[tensor]
+        assert refused(without=tensor) == f"{file}: missing tensor {COMMONER.get(tensor, tensor)}"
+        renamed = replace(value, name=f"{tensor}s")
+        assert refused(renamed, without=tensor) == f"{file}: unexpected tensor {tensor}s"
+        longer = (value.shape[0] + 1, *value.shape[1:])
+        misshapen = refused(replace(value, shape=longer))
+        assert misshapen.startswith(f"{file}: tensor {tensor} has shape {list(longer)}, ")
         assert str(list(value.shape)) in misshapen
-    added = refusal(rewrite(case, tmp_path, tensors | {"head.extra.weight": torch.ones(3, 4)}))
-    assert added == f"{file}: unexpected tensor head.extra.weight"
+    added = replace(next(iter(stored.values())), name="head.extra.weight")
+    assert refused(added) == f"{file}: unexpected tensor head.extra.weight"
 
 
 @pytest.mark.parametrize("name", MAIN)
