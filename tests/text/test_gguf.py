@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from gguf import GGUFWriter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
@@ -72,6 +73,8 @@ def write(file: Path, vocabulary: tuple[list[str], list[str]], **keys: Any) -> P
         {"pre": "gpt-2"},
         {"pre": "llama-bpe"},
         {"pre": "qwen2"},
+        {"pre": "tekken"},
+        {"pre": "deepseek-r1-qwen"},
         {"add_bos_token": True},
         {"add_bos_token": True, "add_eos_token": True},
         {"add_bos_token": False},
@@ -83,6 +86,10 @@ def write(file: Path, vocabulary: tuple[list[str], list[str]], **keys: Any) -> P
 def test_equal_to_transformers(tmp_path: Path, vocabulary: tuple[list[str], list[str]], keys: dict[str, Any]) -> None:
     file = write(tmp_path / "model.gguf", vocabulary, **keys)
     ours, reference = load_text_model(file).tokenizer, AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
+    assert_equal(ours, reference)
+
+
+def assert_equal(ours: Any, reference: Any) -> None:
     assert ours.vocab_size == len(reference)
     for text, encoded in zip(TEXTS, ours.encode_batch(TEXTS, spans=True), strict=True):
         expected = reference(text, return_offsets_mapping=True)
@@ -90,6 +97,43 @@ def test_equal_to_transformers(tmp_path: Path, vocabulary: tuple[list[str], list
         assert list(zip(encoded.starts, encoded.ends, strict=True)) == expected["offset_mapping"], repr(text)
         for skip in (True, False):
             assert ours.decode(encoded.ids, skip) == reference.decode(encoded.ids, skip_special_tokens=skip), repr(text)
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """The metadata of a SentencePiece BPE, as llama.cpp writes it."""
+    prefix = tmp_path_factory.mktemp("pieces") / "m"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text for text in TEXTS if text.isprintable() and text.strip()),
+        model_prefix=str(prefix),
+        model_type="bpe",
+        vocab_size=800,
+        byte_fallback=True,
+        character_coverage=0.98,
+        user_defined_symbols=["<tool>"],
+        minloglevel=2,
+    )
+    model = sentencepiece.SentencePieceProcessor(f"{prefix}.model")
+    count = range(model.vocab_size())
+    kinds = [(model.is_unknown, 2), (model.is_control, CONTROL), (model.is_byte, 6)]
+    return {
+        "tokens": [model.id_to_piece(i) for i in count],
+        "scores": [model.get_score(i) for i in count],
+        "token_type": [
+            4 if model.id_to_piece(i) == "<tool>" else next((kind for test, kind in kinds if test(i)), NORMAL)
+            for i in count
+        ],
+    }
+
+
+@pytest.mark.parametrize("keys", [{}, {"add_bos_token": False}, {"add_eos_token": True}, {"token_type": None}], ids=str)
+def test_sentencepiece_equal_to_transformers(
+    tmp_path: Path, pieces: dict[str, list[Any]], keys: dict[str, Any]
+) -> None:
+    metadata = {"model": "llama", "pre": "default", "merges": None, "unknown_token_id": 0, "bos_token_id": 1, **pieces}
+    file = write(tmp_path / "model.gguf", ([], []), **(metadata | keys))
+    ours, reference = load_text_model(file).tokenizer, AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
+    assert_equal(ours, reference)
 
 
 def test_tokens_of_every_kind(tmp_path: Path, vocabulary: tuple[list[str], list[str]]) -> None:
@@ -104,8 +148,13 @@ def test_tokens_of_every_kind(tmp_path: Path, vocabulary: tuple[list[str], list[
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"model": "llama"}, r"tokenizer\.ggml\.model: must be 'gpt2' \(byte-level BPE\), is 'llama'"),
-        ({"model": None}, r"tokenizer\.ggml\.model: must be 'gpt2' \(byte-level BPE\), is None"),
+        ({"model": "bert"}, r"model: must be 'gpt2' \(byte-level BPE\) or 'llama' \(SentencePiece\), is 'bert'"),
+        ({"model": None}, r"tokenizer\.ggml\.model: must be .*, is None"),
+        ({"model": "llama", "merges": None}, r"tokenizer\.ggml\.scores: must be a list of \d+ numbers where"),
+        (
+            {"model": "llama", "merges": None, "scores": [0.5]},
+            r"tokenizer\.ggml\.scores: must be a list of \d+ numbers",
+        ),
         ({"pre": "elvish"}, r"tokenizer\.ggml\.pre: must be one of .*, is 'elvish'"),
         ({"tokens": None}, r"tokenizer\.ggml\.tokens: missing"),
         ({"tokens": [1, 2]}, r"tokenizer\.ggml\.tokens: must be a list of strings"),

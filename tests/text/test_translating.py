@@ -74,12 +74,15 @@ def assert_equal_texts(ours: Any, reference: Any, sequences: list[list[int]]) ->
             assert "".join(decoder.push([i]) for i in sequence) + decoder.finish() == expected, sequence
 
 
-def test_marian(marian: Path) -> None:
+def test_marian(marian: Path, tmp_path: Path) -> None:
     model, reference = load_text_model(marian), MarianTokenizer.from_pretrained(marian)
     sources, targets = reference(TEXTS)["input_ids"], reference(text_target=TEXTS)["input_ids"]
     assert_equal_ids(model.tokenizer, sources)
     assert_equal_ids(model.target_tokenizer, targets)
     assert sources != targets
+    reference.save_pretrained(tmp_path)
+    write(tmp_path, config={"model_type": "marian"})
+    assert_equal_ids(load_text_model(tmp_path).tokenizer, sources)
     short = [sequence for sequence in targets if len(sequence) < 200]
     assert_equal_texts(model.target_tokenizer, reference, [*short, *(sequence[::-1] for sequence in short)])
 
@@ -121,6 +124,8 @@ def test_m2m100(tmp_path: Path, config: dict[str, Any]) -> None:
     assert_equal_texts(model.target_tokenizer, reference, [*short, *(sequence[::-1] for sequence in short)])
     assert model.languages is not None
     assert model.languages.ids == reference.lang_code_to_id
+    reference.save_pretrained(tmp_path / "saved")
+    assert_equal_ids(load_text_model(write(tmp_path / "saved", config={"model_type": "m2m_100"})).tokenizer, expected)
 
 
 def assert_translates(model: TextModel, reference: Any, source: str, target: str) -> None:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from tercet.server.text.builders import QWEN_SPLIT, byte_level_bpe, checked, guarded, surround_by
+from tercet.server.text.builders import QWEN_SPLIT, byte_fallback_bpe, byte_level_bpe, checked, guarded, surround_by
 from tercet.server.text.byte_level import spell, spelled
 from tercet.server.text.errors import CheckpointTextError
 from tercet.server.text.fields import Fields
+from tercet.server.text.spm import implied_merges
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,17 +106,28 @@ class _Reader:
         )
 
 
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_TEKKEN_SPLIT = (  # of Mistral's later models
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # tokenizer.ggml.pre: the regex that text is cut by before BPE; None is GPT-2's own. smollm's training cut digits apart
 # first, which its vocabulary makes needless: no token of it has several of 0 to 9. transformers reads it so too.
 _SPLITS: dict[str, str | None] = {
     "default": None,
     "gpt-2": None,
     "smollm": None,
-    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "smaug-bpe", "pixtral"), _LLAMA3_SPLIT),
+    "tekken": _TEKKEN_SPLIT,
+    "deepseek-r1-qwen": QWEN_SPLIT,
     "qwen2": QWEN_SPLIT,
 }
 _MERGES = "tokenizer.ggml.merges"
+_SCORES = "tokenizer.ggml.scores"
 _TOKEN_ID_KEYS = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -125,29 +137,53 @@ _TOKEN_ID_KEYS = {
 
 
 def gguf_tokenizer(metadata: Fields) -> tuple[Tokenizer, dict[str, str]]:
-    """The byte-level BPE tokenizer of a GGUF file and its named special tokens, as transformers reads them.
+    """The tokenizer of a GGUF file and its named special tokens, as transformers reads them.
 
     Raises CheckpointTextError: another kind of tokenizer, or one that contradicts itself.
     """
     kind = metadata.string("tokenizer.ggml.model", None)
-    if kind != "gpt2":
-        raise metadata.error("tokenizer.ggml.model", f"must be 'gpt2' (byte-level BPE), is {kind!r}")
-    split = metadata.string("tokenizer.ggml.pre", "default")
-    if split not in _SPLITS:
-        raise metadata.error("tokenizer.ggml.pre", f"must be one of {', '.join(_SPLITS)}, is {split!r}")
+    if kind not in _KINDS:
+        known = " or ".join(f"{name!r} ({what})" for name, (what, _) in _KINDS.items())
+        raise metadata.error("tokenizer.ggml.model", f"must be {known}, is {kind!r}")
     tokens = metadata.strings("tokenizer.ggml.tokens")
-    merges = _pairs(metadata, metadata.strings(_MERGES))
-    vocabulary = {token if spelled(token) else spell(token.encode()): index for index, token in enumerate(tokens)}
-    backend = guarded(lambda: byte_level_bpe(vocabulary, merges, split=_SPLITS[split]), metadata.file, _MERGES)
+    backend = _KINDS[kind][1](metadata, tokens)
     named = {
         name: tokens[token_id]
         for name, key in _TOKEN_ID_KEYS.items()
         if (token_id := metadata.integer(key, None, 0, len(tokens) - 1)) is not None
     }
-    _add_tokens(backend, metadata, tokens, named)
-    first, last = (metadata.boolean(f"tokenizer.ggml.add_{end}_token", False) for end in ("bos", "eos"))
+    bytewise = kind == "gpt2"
+    _add_tokens(backend, metadata, tokens, named, bytewise=bytewise)
+    # llama.cpp begins sequences of a SentencePiece vocabulary where older files don't say
+    first = metadata.boolean("tokenizer.ggml.add_bos_token", not bytewise)
+    last = metadata.boolean("tokenizer.ggml.add_eos_token", False)
     surround_by(backend, named, first=first, last=last)
     return checked(backend, metadata.file), named
+
+
+def _byte_level(metadata: Fields, tokens: list[str]) -> Tokenizer:
+    split = metadata.string("tokenizer.ggml.pre", "default")
+    if split not in _SPLITS:
+        raise metadata.error("tokenizer.ggml.pre", f"must be one of {', '.join(_SPLITS)}, is {split!r}")
+    merges = _pairs(metadata, metadata.strings(_MERGES))
+    vocabulary = {token if spelled(token) else spell(token.encode()): index for index, token in enumerate(tokens)}
+    return guarded(lambda: byte_level_bpe(vocabulary, merges, split=_SPLITS[split]), metadata.file, _MERGES)
+
+
+def _sentencepiece(metadata: Fields, tokens: list[str]) -> Tokenizer:
+    """A SentencePiece BPE. Most files have its scores in place of merges, which these imply."""
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    if _MERGES in metadata.values:
+        merges = _pairs(metadata, metadata.strings(_MERGES))
+    else:
+        scores = metadata.values.get(_SCORES)
+        if not isinstance(scores, list) or len(scores) != len(tokens):
+            raise metadata.error(_SCORES, f"must be a list of {len(tokens)} numbers where there are no merges")
+        merges = implied_merges(vocabulary, dict(zip(tokens, scores, strict=True)))
+    return guarded(lambda: byte_fallback_bpe(vocabulary, merges), metadata.file, _MERGES)
+
+
+_KINDS = {"gpt2": ("byte-level BPE", _byte_level), "llama": ("SentencePiece", _sentencepiece)}
 
 
 def _pairs(metadata: Fields, merges: list[str]) -> list[tuple[str, str]]:
@@ -160,13 +196,17 @@ def _pairs(metadata: Fields, merges: list[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _add_tokens(backend: Tokenizer, metadata: Fields, tokens: list[str], named: dict[str, str]) -> None:
+def _add_tokens(
+    backend: Tokenizer, metadata: Fields, tokens: list[str], named: dict[str, str], *, bytewise: bool
+) -> None:
     key = "tokenizer.ggml.token_type"
     kinds = metadata.values.get(key) or []
     if not isinstance(kinds, list) or (kinds and len(kinds) != len(tokens)):
         raise metadata.error(key, f"must be a list of {len(tokens)} token types")
-    # a control token outside the byte alphabet is in the vocabulary under another spelling: adding it would grow that
-    control = [token for token, kind in zip(tokens, kinds, strict=False) if kind == _CONTROL and spelled(token)]
+    control = [token for token, kind in zip(tokens, kinds, strict=False) if kind == _CONTROL]
+    if bytewise:
+        # one outside the byte alphabet is in the vocabulary under another spelling: adding it would grow that
+        control = [token for token in control if spelled(token)]
     user_defined = [token for token, kind in zip(tokens, kinds, strict=False) if kind == _USER_DEFINED]
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
     in_vocabulary = (token for token in user_defined if backend.token_to_id(token) is not None)
