@@ -133,6 +133,27 @@ def test_a_config_without_classes_is_of_the_base_model(pair: Load, tmp_path: Pat
     assert same(load_model(rewrite(case, tmp_path, architectures=None), device=CPU), case.ours)
 
 
+@pytest.mark.parametrize(
+    ("name", "head", "prefix", "missing"),
+    [
+        ("mpnet", "MPNetForMaskedLM", "mpnet.", "lm_head.dense.weight"),
+        ("qwen3", "Qwen3ForCausalLM", "model.", "lm_head.weight"),
+        ("bart", "BartForConditionalGeneration", "model.", "final_logits_bias"),
+    ],
+)
+def test_an_embedders_config_may_name_the_class_that_it_was_made_from(
+    pair: Load, tmp_path: Path, name: str, head: str, prefix: str, missing: str
+) -> None:
+    """As all-mpnet-base-v2's and Qwen3-Embedding-8B's; with the prefix of that class its head is missing."""
+    case = pair(name, head.partition("For")[0] + "Model")
+    ours = load_model(rewrite(case, tmp_path, architectures=[head]), device=CPU)
+    assert ours.spec == case.ours.spec
+    assert ours.spec.head is None
+    tensors = {f"{prefix}{name}": value for name, value in load_file(case.folder / WEIGHTS).items()}
+    message = refusal(rewrite(case, tmp_path, tensors, architectures=[head]))
+    assert message == f"{tmp_path / WEIGHTS}: missing tensor {missing}"
+
+
 def test_how_modernbert_said_its_pattern_before_transformers_5(pair: Load, tmp_path: Path) -> None:
     case = pair("modernbert", "ModernBertForTokenClassification")
     old = {"global_attn_every_n_layers": 3, "global_rope_theta": 500.0, "local_rope_theta": 20.0}

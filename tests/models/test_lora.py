@@ -132,6 +132,14 @@ def test_a_head_is_the_adapters_whatever_the_base_model_has(pair: Load, tmp_path
     check(ours, merged)
 
 
+def test_an_adapter_without_the_head_that_it_was_trained_with_is_refused(pair: Load, tmp_path: Path) -> None:
+    case = pair("bert", "BertModel")
+    merged = transformers.BertForSequenceClassification(transformers.BertConfig.from_pretrained(case.folder))
+    adapter = save(tmp_path, train(merged, ("query",)), task_type="TOKEN_CLS")
+    with pytest.raises(CheckpointError, match=r"missing tensor classifier\.weight"):
+        load_model(case.folder, device=CPU, adapter=adapter)
+
+
 def test_a_generating_model_becomes_a_classifier(pair: Load, tmp_path: Path) -> None:
     """The head of the base model's file is left where it is."""
     case = pair("llama")

@@ -11,7 +11,7 @@ from tercet.server.models.architectures import ARCHITECTURES
 from tercet.server.models.checkpoint import open_checkpoint
 from tercet.server.models.checkpoint.config import Config, shorten
 from tercet.server.models.checkpoint.lora import Adapter, Merged
-from tercet.server.models.checkpoint.weights import Names, load_weights, plan
+from tercet.server.models.checkpoint.weights import Names, is_head, load_weights, plan
 from tercet.server.models.dense import load_projection
 from tercet.server.models.errors import CheckpointError
 from tercet.server.models.layers import Prepared
@@ -19,12 +19,13 @@ from tercet.server.models.model import Model
 from tercet.server.models.transformer import Transformer
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from tercet.server.models.architectures import Architecture, Head
     from tercet.server.models.checkpoint.source import Checkpoint, StoredTensor
     from tercet.server.models.checkpoint.weights import Progress
-    from tercet.server.models.spec import TransformerSpec
+    from tercet.server.models.spec import HeadSpec, TransformerSpec
 
 DTYPES = {
     "float32": torch.float32,
@@ -159,12 +160,25 @@ def _spec(
     if head.spec is None:
         return spec
     described, own = head.spec(config), stored.get("head.output.weight")
+    if _is_base_model(checkpoint, names, described, stored):
+        return spec
     if isinstance(checkpoint, Merged) and own and described.task in ("classify", "tag"):
         described = replace(described, outputs=own.shape[0])  # adapters don't say how many labels
     words = stored.get("target_vocabulary.weight" if spec.target_vocab_size else "vocabulary.weight")
     # Weights of its own that a file has count more than a config that says they are tied.
     tied = described.tied and (own is None or words is None or _equal(own, words, checkpoint))
     return replace(spec, head=replace(described, tied=tied))
+
+
+def _is_base_model(checkpoint: Checkpoint, names: Names, head: HeadSpec, stored: Collection[str]) -> bool:
+    """Whether a file has none of the tensors that the head of its class needs, and a base model's names for the rest.
+
+    So are embedders saved whose configs still name the class that their base model was taken from.
+    """
+    needed = head.dense or head.bias or not head.tied
+    if not needed or any(map(is_head, stored)) or (isinstance(checkpoint, Merged) and checkpoint.adapter.task):
+        return False
+    return names.prefix != "" and names.written_prefix(checkpoint) == ""
 
 
 def _equal(tensor: StoredTensor, other: StoredTensor, checkpoint: Checkpoint) -> bool:

@@ -13,6 +13,5 @@ MT5 = Architecture(
     config=t5_kin.CONFIG,
     weights=WEIGHTS,
     spec=t5_kin.spec,
-    prefix="transformer.",
     float16=False,
 )

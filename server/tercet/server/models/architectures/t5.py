@@ -20,6 +20,5 @@ T5 = Architecture(
     config=CONFIG,
     weights=WEIGHTS,
     spec=t5_kin.spec,
-    prefix="transformer.",
     float16=False,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tercet.server.models.architectures.architecture import (
@@ -151,13 +152,13 @@ def heads(name: str, table: WeightTable, scaled: Callable[[Config], bool]) -> di
         return HeadSpec(task="generate", outputs=config["vocab_size"], tied=config["tied"], scale=scale)
 
     classify = dense_classifier("classification_head.dense", "classification_head.out_proj", reads="last")
-    tag = tagger()
+    classify, tag = (replace(head, prefix="transformer.") for head in (classify, tagger()))
     decoder: WeightTable = {tensor: None for tensor in table if tensor.startswith("decoder.")}
     return {
         f"{name}ForConditionalGeneration": Head(language_model, {"lm_head.weight": "head.output.weight"}),
         f"{name}ForSequenceClassification": classify,
         f"{name}ForQuestionAnswering": answerer(),
-        f"{name}ForTokenClassification": Head(tag.spec, {**tag.weights, **decoder}, encoder_only=True),
+        f"{name}ForTokenClassification": replace(tag, weights={**tag.weights, **decoder}, encoder_only=True),
         f"{name}Model": BASE,
         f"{name}EncoderModel": Head(None, decoder, encoder_only=True),
     }

@@ -16,6 +16,5 @@ UMT5 = Architecture(
     config=t5_kin.CONFIG,
     weights=WEIGHTS,
     spec=partial(t5_kin.spec, bias_per_layer=True),
-    prefix="transformer.",
     float16=False,
 )
