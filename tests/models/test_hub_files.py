@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import transformers
+from safetensors.torch import load_file, save_file
 
-from support.forward import Pair, encode, head_logits, texts
+from support.checkpoints import save
+from support.forward import Pair, encode, head_logits, relative_error, texts
 from support.loading import CPU, WEIGHTS, Tensors, refusal, rewrite
 from tercet.server.models import Model, load_model
 
@@ -131,6 +133,29 @@ def test_layouts_of_the_hub(pair: Load, name: str, tmp_path: Path) -> None:
 def test_a_config_without_classes_is_of_the_base_model(pair: Load, tmp_path: Path) -> None:
     case = pair("bert")
     assert same(load_model(rewrite(case, tmp_path, architectures=None), device=CPU), case.ours)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("name", "bias"),
+    [
+        ("BertForMaskedLM", "cls.predictions.decoder.bias"),
+        ("RobertaForMaskedLM", "lm_head.decoder.bias"),
+        ("MPNetForMaskedLM", "lm_head.decoder.bias"),
+    ],
+)
+def test_of_two_biases_the_maps_own_counts(tmp_path: Path, name: str, bias: str, tied: bool) -> None:
+    """Files with a map that isn't tied have both; transformers, too, reads the other where there is just that."""
+    head = getattr(transformers, name)
+    folder = save(tmp_path, head.config_class.model_type, name, tie_word_embeddings=tied)
+    tensors = load_file(folder / WEIGHTS)
+    assert (bias in tensors) == (not tied)
+    tensors[bias] = torch.randn(331, generator=torch.Generator().manual_seed(3))
+    save_file(tensors, folder / WEIGHTS)
+    case = Pair(folder, load_model(folder, device=CPU), head.from_pretrained(folder).eval())
+    (ids,) = texts(9)
+    (hidden,) = encode(case.ours, [ids])
+    assert relative_error(head_logits(case.ours, hidden), case.expected(ids).logits) <= 1e-4
 
 
 @pytest.mark.parametrize(

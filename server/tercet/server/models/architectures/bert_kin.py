@@ -131,11 +131,11 @@ def masked_lm(
 ) -> Head:
     """A dense map of `width`, an activation (None is the config's), a norm and a map tied to the word embedding.
 
-    `bias` is a name that files have for that map's bias, beside or instead of its own.
+    `bias` is a name that files with a tied map have for that map's bias, and others beside its own.
     """
     weights = affine({dense: "head.dense", norm: "head.norm", output: "head.output"})
     if bias:
-        weights = {bias: Into("head.output.bias", spare=True), **weights}
+        weights = {bias: Into("head.output.bias", fallback=True), **weights}
     return Head(
         lambda config: HeadSpec(
             task="fill_mask",

@@ -40,6 +40,8 @@ class Into:
     """Stored with a leading dimension of 1, as Marian's final_logits_bias."""
     spare: bool = False
     """A second name for a tensor: where the file has it by another name too, the two must be equal."""
+    fallback: bool = False
+    """Read where the file has no tensor by another name for the same place, else unused, whatever it holds."""
 
 
 WeightTable = Mapping[str, "Into | str | None"]
@@ -169,7 +171,7 @@ def plan(transformer: nn.Module, checkpoint: TensorSource, names: Names) -> list
             continue
         own = into.parameter.format(layer)
         parameter = next((place for place in (own, *TIED.get(own, ())) if place in places), own)
-        spare = into.spare or parameter != own
+        spare = into.spare or into.fallback or parameter != own
         parts = {part: place for part, place in places.get(parameter, {}).items() if into.fuse in (None, part)}
         if not parts:
             raise CheckpointError(f"{tensor.file}: unexpected tensor {tensor.name}: the config leaves no place for it")
@@ -184,10 +186,10 @@ def plan(transformer: nn.Module, checkpoint: TensorSource, names: Names) -> list
         chosen.update({(parameter, part): transfer for part in parts})
     for transfer, keys in spares:
         first = next((chosen[key] for key in keys if key in chosen), None)
-        if first:
-            copies.append(replace(transfer, equal_to=first.tensor.name))
-        else:
+        if first is None:
             chosen.update(dict.fromkeys(keys, transfer))
+        elif not transfer.into.fallback:
+            copies.append(replace(transfer, equal_to=first.tensor.name))
     for parameter, parts in places.items():
         for part in parts:
             if (parameter, part) not in chosen:
