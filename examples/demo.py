@@ -38,6 +38,7 @@ SENTENCES = [
     "The train to the coast leaves at noon.",
 ]
 QUESTION = "In one sentence, what is a poem?"
+CLAIMS = ["The capital of France is Paris.", "The capital of France is a sparrow."]
 WORDS = ["kernel", "encoder", "colonel", "rhythm", "xylophone", "tercet", "pneumonia", "attention", "poem", "queue"]
 
 console = Console(highlight=False)
@@ -171,16 +172,26 @@ def chat(client: Client) -> None:
     console.print(f"\n  [dim]first token after {1000 * (first - start):.0f} ms, then {rate:.1f} tokens/s[/]")
 
 
+def judge(client: Client) -> None:
+    """The same decoder: how likely it finds what others wrote."""
+    heading("Score", "smollm2 · Llama · decoder")
+    for text, score in zip(CLAIMS, client.score(CLAIMS, model="smollm2"), strict=True):
+        console.print(f"  perplexity {score.perplexity:7.1f}  {text}")
+
+
 async def spell(address: str) -> None:
-    """A seq2seq model: words to phonemes, all at once; the server batches them."""
+    """A seq2seq model: words to phonemes, all at once by beam search; the server batches them."""
     heading("Pronounce", "pronounce · T5 · seq2seq, trained by examples/pronounce/train.py")
     async with AsyncClient(address) as client:
         start = time.perf_counter()
-        spelled = await asyncio.gather(*(client.generate(word, model="pronounce", temperature=0) for word in WORDS))
+        spelled = await asyncio.gather(
+            *(client.generate(word, model="pronounce", num_beams=4, n=2, temperature=0) for word in WORDS)
+        )
         took = time.perf_counter() - start
     for word, generation in zip(WORDS, spelled, strict=True):
-        console.print(f"  {word:<12}{generation.text}")
-    console.print(f"  [dim]{len(WORDS)} requests at once in {1000 * took:.0f} ms[/]")
+        best, second = generation.outputs
+        console.print(f"  {word:<12}{best.text:<32}[dim]or {second.text}[/]")
+    console.print(f"  [dim]{len(WORDS)} requests at once, 4 beams each, in {1000 * took:.0f} ms[/]")
 
 
 def where_to_go_next(models: dict[str, Path]) -> None:
@@ -209,6 +220,7 @@ def run() -> None:
         console.print(f"  serving on {address}")
         search(client)
         chat(client)
+        judge(client)
         asyncio.run(spell(address))
     where_to_go_next(models)
 
