@@ -186,6 +186,11 @@ def test_how_modernbert_said_its_pattern_before_transformers_5(pair: Load, tmp_p
     assert same(load_model(folder, device=CPU), case.ours)
 
 
+def test_modernberts_rotary_positions_are_never_scaled(pair: Load, tmp_path: Path) -> None:
+    message = refusal(rewrite(pair("modernbert"), tmp_path, rope_scaling={"type": "linear", "factor": 2.0}))
+    assert message.endswith('rope_scaling.type is "linear", it must be "default"')
+
+
 @pytest.mark.parametrize("labels", [1, 7])
 def test_labels_are_counted(pair: Load, tmp_path: Path, labels: int) -> None:
     """A cross-encoder has one."""

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from support.forward import Ids, Pair, encode, encoder_batch, head_logits, relative_error, texts
 from support.loading import CPU, WEIGHTS, Tensors, refusal, rewrite
 from tercet.server.models import Model, Source, load_model
+from tercet.server.models.architectures.architecture import ACTIVATIONS
 
 SOURCES, TARGETS = texts(9, 4), texts(5, 12, seed=1)
 SHARED, ENCODER, DECODER = "shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
@@ -127,6 +128,15 @@ def test_what_goes_into_a_head_that_is_not_tied_is_not_scaled(pair: Load, name: 
     assert relative_error(ours.logits(hidden), hidden @ head.T) < 1e-6
 
 
+@pytest.mark.parametrize("activation", ["silu", "gelu_new"])
+def test_what_transformers_wrote_of_t5s_feed_forward_counts_more(pair: Load, activation: str, tmp_path: Path) -> None:
+    folder = rewrite(pair("t5"), tmp_path, feed_forward_proj="relu", dense_act_fn=activation, is_gated_act=True)
+    theirs = transformers.T5Config.from_pretrained(folder)
+    assert (theirs.dense_act_fn, theirs.is_gated_act) == (activation, True)
+    stack = load_model(folder, device=CPU).spec.encoder
+    assert (stack.activation, stack.gated) == (ACTIVATIONS[activation], True)
+
+
 def test_a_vocabulary_of_the_target_alone_is_no_copy(pair: Load, tmp_path: Path) -> None:
     case = pair("marian-two")
     tensors = load_file(case.folder / WEIGHTS)
@@ -162,6 +172,7 @@ def test_sines_set_no_limit_and_learned_positions_do(pair: Load, name: str) -> N
         ("m2m_100", {"pad_token_id": -1}, "pad_token_id is -1"),
         ("marian-two", {"decoder_vocab_size": 2.5}, "decoder_vocab_size is 2.5"),
         ("umt5", {"feed_forward_proj": "gated-mish"}, 'feed_forward_proj is "gated-mish"'),
+        ("t5", {"dense_act_fn": "mish"}, 'dense_act_fn is "mish"'),
         ("mt5", {"architectures": ["MT5ForImages"]}, 'architectures is ["MT5ForImages"]'),
     ],
     ids=str,

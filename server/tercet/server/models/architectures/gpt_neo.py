@@ -45,6 +45,8 @@ CONFIG = {
     "attention_types": Key(
         "local", 'a list of lists such as [["global", "local"], 12]', expand, expand([[["global", "local"], 12]])
     ),
+    # What transformers made of that when it wrote the file; it counts more.
+    "attention_layers": each("local", LOCAL),
     "window_size": integer("window", *LENGTH, default=256),
     "activation_function": choice("activation", ACTIVATIONS, default="gelu_tanh"),
     "layer_norm_epsilon": number("norm_eps", *EPSILON, default=1e-5),

@@ -44,6 +44,7 @@ CONFIG = {
     "hidden_act": choice("activation", ACTIVATIONS, default="silu"),
     "tie_word_embeddings": flag("tied", default=False),
     "rope_theta": rotary.THETA,
+    "partial_rotary_factor": rotary.SHARE,
     **rotary.CONFIG,
     **LABELS,
 }

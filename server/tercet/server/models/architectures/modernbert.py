@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 GLOBAL_THETA = number("global_theta", 0, 1e12, default=160_000.0)
 LOCAL_THETA = number("local_theta", 0, 1e12, default=10_000.0)
-UNSCALED = choice("scaling", {"default": "default"}, default="default")
+UNSCALED = {kind: choice("scaling", {"default": "default"}, default="default") for kind in ("rope_type", "type")}
 CONFIG = {
     **SIZES,
     "max_position_embeddings": integer("max_length", *LENGTH, default=8192),
@@ -41,10 +41,11 @@ CONFIG = {
     "global_attn_every_n_layers": integer("period", 1, LAYERS[1], default=3),
     "global_rope_theta": GLOBAL_THETA,
     "local_rope_theta": LOCAL_THETA,
+    "rope_scaling": Section(UNSCALED),
     "rope_parameters": Section(
         {
-            "full_attention": Section({"rope_theta": GLOBAL_THETA, "rope_type": UNSCALED}),
-            "sliding_attention": Section({"rope_theta": LOCAL_THETA, "rope_type": UNSCALED}),
+            "full_attention": Section({"rope_theta": GLOBAL_THETA, **UNSCALED}),
+            "sliding_attention": Section({"rope_theta": LOCAL_THETA, **UNSCALED}),
         }
     ),
     "classifier_pooling": choice("reads", {"cls": "first", "mean": "mean"}, default="first"),

@@ -11,6 +11,7 @@ from tercet.server.models.spec import RotarySpec
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 THETA = number("theta", 0, 1e12, default=10_000.0)
 KIND = choice("scaling", {kind: kind for kind in KINDS}, default="default")
+SHARE = number("rotary_share", 0, 1, default=1.0)
 FACTOR = number("factor", 0, 1e6, default=None)
 ORIGINAL_LENGTH = integer("original_max_length", *LENGTH, default=None)
 # What is read last counts, as in transformers.
@@ -20,7 +21,7 @@ PARAMETERS = Section(
         "type": KIND,
         "rope_type": KIND,
         "factor": FACTOR,
-        "partial_rotary_factor": number("rotary_share", 0, 1, default=1.0),
+        "partial_rotary_factor": SHARE,
         "original_max_position_embeddings": ORIGINAL_LENGTH,
         "low_freq_factor": number("low_freq_factor", 0, 1e6, default=1.0),
         "high_freq_factor": number("high_freq_factor", 0, 1e6, default=4.0),

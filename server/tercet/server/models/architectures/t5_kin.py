@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tercet.server.models.architectures.architecture import (
+    ACTIVATIONS,
     BASE,
     EPSILON,
     HEAD_DIM,
@@ -54,6 +55,9 @@ CONFIG = {
     "relative_attention_max_distance": integer("max_distance", 3, 65_536, default=128),
     "layer_norm_epsilon": number("norm_eps", *EPSILON, default=1e-6),
     "feed_forward_proj": choice("feed_forward", FEED_FORWARD, default=("gelu_tanh", True)),
+    # What transformers made of that when it wrote the file; it counts more.
+    "dense_act_fn": choice("activation", ACTIVATIONS, default=None),
+    "is_gated_act": flag("gated", default=None),
     "tie_word_embeddings": flag("tied", default=True),
     "n_positions": integer("default_length", *LENGTH, default=DEFAULT_LENGTH),
     **LABELS,
@@ -107,7 +111,7 @@ def spec(config: Config, stored: Collection[str], *, bias_per_layer: bool = Fals
     del stored
     if config["max_distance"] <= config["buckets"] // 2:
         raise config.refuse("max_distance", f"it must be above half of the {config['buckets']} buckets")
-    activation, gated = config["feed_forward"]
+    activation, gated = map(config.get, ("activation", "gated"), config["feed_forward"])
 
     def stack(layers: int, *, decoder: bool) -> StackSpec:
         return StackSpec(
