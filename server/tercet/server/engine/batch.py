@@ -11,7 +11,7 @@ import torch
 
 from tercet.kernels import pad
 from tercet.server.engine.beam import BeamSearch
-from tercet.server.engine.beam_rows import BeamRows, key_rows, pack_beams, pack_key_rows, unpack_beams
+from tercet.server.engine.beam_rows import BeamRows, Placed, key_rows, pack_beams, pack_key_rows, unpack_beams
 from tercet.server.engine.memory import pages_of
 from tercet.server.engine.reading import parts_of
 from tercet.server.engine.sampler import SamplingRows, pack_sampling, unpack_sampling
@@ -62,10 +62,13 @@ class DecoderWork:
     """A decoder batch and the rows of it that choose a token."""
 
     batch: DecoderBatch
+    sampled: list[Row]
+    """Sequences that choose a token, since the batch has their last one."""
     sampling: SamplingRows | None
-    """None if no row that samples has reached its last token."""
+    """How they do; None if there are none."""
+    searches: list[BeamSearch]
+    """Those that choose how their beams go on."""
     beams: BeamRows | None
-    """None if no beams have."""
     copies: int
 
 
@@ -110,32 +113,39 @@ def encoder_work(
 
 def decoder_work(chunks: Sequence[Chunk], *, page_size: int, padded: bool, device: torch.device) -> DecoderWork:
     """One batch of decoding rows and chunks of prompts alike: each row is the next tokens of a sequence."""
-    buffer = PackedBuffer()
-    rows = [row for sequence, _ in chunks for row in sequence.rows()]
-    lengths = [length for sequence, length in chunks for _ in range(sequence.width)]
-    ends = [sequence.computed + length for sequence, length in chunks for _ in range(sequence.width)]
+    rows: list[Row] = []
+    lengths, ends, ids = array("i"), array("i"), array("i")
+    sampled: list[Row] = []
+    sampling_rows: list[int] = []
+    searches: list[Placed] = []
+    for sequence, length in chunks:
+        if isinstance(sequence, BeamSearch):
+            searches.append(Placed(len(rows), sequence, length))
+        elif length == sequence.remaining:
+            sampled.append(sequence)
+            sampling_rows.append(len(rows))
+        end = sequence.computed + length
+        for row in sequence.rows():
+            rows.append(row)
+            lengths.append(length)
+            ends.append(end)
+            ids.extend(row.tokens[end - length : end])
     sources = [len(row.request.source) for row in rows]
+    buffer = PackedBuffer()
     _put_rows(buffer, "", lengths)
     buffer.put("kv_length", ends)
-    ids = array("i")
-    for row, length, end in zip(rows, lengths, ends, strict=True):
-        ids.extend(row.tokens[end - length : end])
     buffer.put("token_ids", ids)
     buffer.put_table("page_table", [row.pages for row in rows])
     crossed = any(sources)
     if crossed:
         buffer.put_table("cross_page_table", [row.request.cross_pages for row in rows])
         buffer.put("cross_length", sources)
-    pack_key_rows(buffer, chunks)
-    groups = pack_beams(buffer, chunks)
-    choosing = [
-        (row, sequence)
-        for row, (sequence, length) in zip(_starts([s.width for s, _ in chunks]), chunks, strict=True)
-        if length == sequence.remaining and not isinstance(sequence, BeamSearch)
-    ]
-    sampled = [sequence for _, sequence in choosing]
+    pack_key_rows(buffer, searches)
+    continuing = [placed for placed in searches if placed.length == placed.search.remaining]
+    if continuing:
+        pack_beams(buffer, continuing)
     if sampled:
-        pack_sampling(buffer.put, sampled, [row for row, _ in choosing])
+        pack_sampling(buffer.put, sampled, sampling_rows)
     views = buffer.upload(device)
 
     flat = _Flat(views["start"], views["length"], lengths, padded=padded)
@@ -154,14 +164,20 @@ def decoder_work(chunks: Sequence[Chunk], *, page_size: int, padded: bool, devic
         cross_length=views["cross_length"] if crossed else None,
         longest_cross=max(sources),
     )
-    sampling = unpack_sampling(views, sampled) if sampled else None
-    return DecoderWork(batch, sampling, unpack_beams(views, groups), buffer.copies)
+    return DecoderWork(
+        batch,
+        sampled=sampled,
+        sampling=unpack_sampling(views, sampled) if sampled else None,
+        searches=[search for _, search, _ in continuing],
+        beams=unpack_beams(views, continuing) if continuing else None,
+        copies=buffer.copies,
+    )
 
 
 class _Flat:
     """The tokens of a batch on the device: where each is in its row, and their place in padded or packed storage."""
 
-    def __init__(self, start: Tensor, length: Tensor, lengths: list[int], *, padded: bool) -> None:
+    def __init__(self, start: Tensor, length: Tensor, lengths: Sequence[int], *, padded: bool) -> None:
         rows, tokens, longest = len(lengths), sum(lengths), max(lengths)
         each = torch.arange(rows, dtype=torch.int32, device=start.device)
         self.row = torch.repeat_interleave(each, length, output_size=tokens)
@@ -228,11 +244,11 @@ class _Texts:
         )
 
 
-def _starts(lengths: list[int]) -> list[int]:
+def _starts(lengths: Sequence[int]) -> list[int]:
     """Where packed rows begin."""
     return list(accumulate(lengths[:-1], initial=0))
 
 
-def _put_rows(buffer: PackedBuffer, prefix: str, lengths: list[int]) -> None:
+def _put_rows(buffer: PackedBuffer, prefix: str, lengths: Sequence[int]) -> None:
     buffer.put(f"{prefix}length", lengths)
     buffer.put(f"{prefix}start", _starts(lengths))

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from tercet.server.engine.beam import BeamSearch, Continuations
+from tercet.server.engine.beam import Continuations
 from tercet.server.engine.processors import Processors, pack_processors, process, unpack_processors
 from tercet.server.engine.transfer import download
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tercet.server.engine.scheduler import Chunk
-    from tercet.server.engine.sequence import Sequence as Row
+    from tercet.server.engine.beam import BeamSearch
     from tercet.server.engine.transfer import PackedBuffer
+
+
+class Placed(NamedTuple):
+    """A beam search in a batch."""
+
+    first: int
+    """Its first row of the batch."""
+    search: BeamSearch
+    length: int
+    """Tokens that each of its rows reads."""
 
 
 class Group(NamedTuple):
@@ -45,11 +55,11 @@ class BeamRows:
     processors: Processors
 
 
-def pack_key_rows(buffer: PackedBuffer, chunks: Sequence[Chunk]) -> None:
+def pack_key_rows(buffer: PackedBuffer, searches: Sequence[Placed]) -> None:
     """Puts where beams find the keys of their tokens into a batch's buffer."""
     rows, firsts, positions = array("i"), array("i"), array("i")
     holders: list[array[int]] = []
-    for first, search, _ in _searches(chunks):
+    for first, search, _ in searches:
         if search.width == search.widest:
             position, held = search.holders()
             rows.extend(range(first, first + search.width))
@@ -80,28 +90,16 @@ def key_rows(views: dict[str, Tensor], rows: int, longest: int) -> Tensor | None
     return table
 
 
-def pack_beams(buffer: PackedBuffer, chunks: Sequence[Chunk]) -> list[Group]:
-    """Puts the beams that continue with this batch into its buffer; returns their groups."""
-    rows, scores = array("i"), array("f")
-    groups: list[Group] = []
-    writings: list[Row] = []
-    for first, search, length in _searches(chunks):
-        if length == search.remaining:
-            rows.extend(range(first, first + search.width))
-            scores.extend(search.scores.tolist())
-            groups.append(Group(search.width, search.widest, search.candidates))
-            writings += search.rows()
-    if groups:
-        buffer.put("beam_rows", rows)
-        buffer.put("beam_scores", scores, "f")
-        pack_processors(buffer.put, writings, "beam_")
-    return groups
+def pack_beams(buffer: PackedBuffer, searches: Sequence[Placed]) -> None:
+    """Puts the beams of searches that continue with a batch into its buffer."""
+    buffer.put("beam_rows", chain.from_iterable(range(first, first + search.width) for first, search, _ in searches))
+    buffer.put("beam_scores", chain.from_iterable(search.scores.tolist() for _, search, _ in searches), "f")
+    pack_processors(buffer.put, [row for _, search, _ in searches for row in search.rows()], "beam_")
 
 
-def unpack_beams(views: dict[str, Tensor], groups: list[Group]) -> BeamRows | None:
-    """What `pack_beams` put there of the groups that choose, on the device."""
-    if not groups:
-        return None
+def unpack_beams(views: dict[str, Tensor], searches: Sequence[Placed]) -> BeamRows:
+    """What `pack_beams` put there of these searches, on the device."""
+    groups = [Group(search.width, search.widest, search.candidates) for _, search, _ in searches]
     return BeamRows(views["beam_rows"], views["beam_scores"], groups, unpack_processors(views, "beam_"))
 
 
@@ -120,15 +118,6 @@ def continue_beams(logits: Tensor, beams: BeamRows) -> list[Continuations]:
         best += continued.topk(min(group.candidates, len(continued)))
     arrays = iter(download(best))
     return [_continuations(scores, places, logits.shape[1]) for scores, places in zip(arrays, arrays, strict=True)]
-
-
-def _searches(chunks: Sequence[Chunk]) -> Iterator[tuple[int, BeamSearch, int]]:
-    """The beam searches of a batch: the first row of each, itself, and how many tokens each of its rows reads."""
-    first = 0
-    for sequence, length in chunks:
-        if isinstance(sequence, BeamSearch):
-            yield first, sequence, length
-        first += sequence.width
 
 
 def _continuations(scores: NDArray[Any], places: NDArray[Any], vocabulary: int) -> Continuations:

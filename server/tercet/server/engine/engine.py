@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tercet.kernels import dispatch
-from tercet.server.engine.beam import BeamSearch, Continuations, beam_request
+from tercet.server.engine.beam import BeamSearch, beam_request
 from tercet.server.engine.pages import PagePool
 from tercet.server.engine.reading import is_finite, likeness
 from tercet.server.engine.scheduler import Chunk, Scheduler
@@ -21,6 +21,7 @@ from tercet.server.wire import Generate, Rejected, StepResult, StepStats, Tokens
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tercet.server.engine.beam import Continuations
     from tercet.server.engine.reading import Answer, Reading
     from tercet.server.engine.runner import Pass, Runner
     from tercet.server.engine.sampler import Choice
@@ -144,7 +145,7 @@ class Engine:
     def _encode(self, chunks: list[Chunk]) -> None:
         started = time.perf_counter()
         done = self._runner.encode([sequence for sequence, _ in chunks])
-        for (sequence, _), answer in zip(chunks, done.outputs, strict=True):
+        for (sequence, _), answer in zip(chunks, done.output, strict=True):
             sequence.request.encoded = True
             if answer is None:
                 continue
@@ -160,27 +161,26 @@ class Engine:
     def _decode(self, chunks: list[Chunk]) -> None:
         started = time.perf_counter()
         prefill = any(sequence.computed < len(sequence.request.prompt) for sequence, _ in chunks)
-        choosing = [sequence for sequence, length in chunks if length == sequence.remaining]
-        read = sum(sequence.width for sequence, _ in chunks), sum(chunk.tokens for chunk in chunks)
         done = self._runner.decode(chunks)
-        prompt = recomputed = 0
+        rows = real = prompt = recomputed = 0
         for sequence, length in chunks:
-            end = sequence.computed + length
-            recomputed += sequence.width * max(0, min(sequence.read, end) - sequence.computed)
+            end, width = sequence.computed + length, sequence.width
+            rows += width
+            real += width * length
+            recomputed += width * max(0, min(sequence.read, end) - sequence.computed)
             prompt += _first_read(
                 sequence.request, len(sequence.request.source) + min(end, len(sequence.request.prompt))
             )
             sequence.computed = end
             sequence.read = max(sequence.read, end)
-        for sequence, choice in zip(choosing, done.outputs, strict=True):
-            if sequence.state != "running":  # but rejected with another sample
-                continue
-            if not isinstance(choice, Continuations):
+        for sequence, choice in done.output.choices:
+            if sequence.state == "running":  # and not rejected with another sample
                 self._accept(sequence, choice)
-            elif isinstance(sequence, BeamSearch):
-                self._continue(sequence, choice)
+        for search, continuations in done.output.continuations:
+            self._continue(search, continuations)
         phase = "prefill" if prefill else "decode"
-        self._count(phase, read, done, started, prompt=prompt, generated=len(choosing), recomputed=recomputed)
+        generated = len(done.output.choices) + sum(search.widest for search, _ in done.output.continuations)
+        self._count(phase, (rows, real), done, started, prompt=prompt, generated=generated, recomputed=recomputed)
 
     def _accept(self, sequence: Sequence, choice: Choice) -> None:
         token, logprob = choice
@@ -208,8 +208,7 @@ class Engine:
             self._finish(search)
 
     def _count(
-        self, phase: Phase, read: tuple[int, int], done: Pass[Answer | None] | Pass[Choice | Continuations],
-        started: float,
+        self, phase: Phase, read: tuple[int, int], done: Pass[Any], started: float,
         *, prompt: int, recomputed: int, generated: int = 0,
     ) -> None:  # fmt: skip
         rows, real = read

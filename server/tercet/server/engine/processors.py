@@ -95,10 +95,12 @@ STEPS = ("biased", "seen", "generated", "forced", "forbidden")
 
 def pack_processors(put: Put, writings: Sequence[Writing], name: str = "") -> None:
     """Puts what is done to the scores of `writings`, a row each, into a batch's buffer; `name` begins its fields."""
+    processed = [(row, writing) for row, writing in enumerate(writings) if writing.request.processed]
+    if not processed:
+        return
     changes = {step: _Changes() for step in STEPS}
-    for row, writing in enumerate(writings):
-        if writing.request.processed:
-            _add(changes, row, writing)
+    for row, writing in processed:
+        _add(changes, row, writing)
     for step, found in changes.items():
         if found.rows:
             put(f"{name}{step}_rows", found.rows)
@@ -108,8 +110,11 @@ def pack_processors(put: Put, writings: Sequence[Writing], name: str = "") -> No
 
 def unpack_processors(views: dict[str, Tensor], name: str = "") -> Processors:
     """What `pack_processors` put there, on the device."""
-    fields = {step: [f"{name}{step}_{part}" for part in ("rows", "ids", "values")] for step in STEPS}
-    return {step: Change(*(views[part] for part in parts)) for step, parts in fields.items() if parts[0] in views}
+    return {
+        step: Change(*(views[f"{name}{step}_{part}"] for part in ("rows", "ids", "values")))
+        for step in STEPS
+        if f"{name}{step}_rows" in views
+    }
 
 
 def process(scores: Tensor, processors: Processors) -> None:

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 import torch
 
 from tercet.server.engine.batch import decoder_work, encoder_work
-from tercet.server.engine.beam import BeamSearch
 from tercet.server.engine.beam_rows import continue_beams
 from tercet.server.engine.sampler import choose
 from tercet.server.engine.transfer import download
 from tercet.server.models import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
     from tercet.server.engine.batch import Whole
-    from tercet.server.engine.beam import Continuations
+    from tercet.server.engine.beam import BeamSearch, Continuations
     from tercet.server.engine.reading import Answer, Part
     from tercet.server.engine.sampler import Choice
     from tercet.server.engine.scheduler import Chunk
@@ -33,13 +32,18 @@ Output = TypeVar("Output")
 class Pass(NamedTuple, Generic[Output]):
     """What one forward pass brought."""
 
-    outputs: list[Output]
-    """Of each row that is read whole its answer, None for sources; or the choice of each sequence that made one, of
-    beams their continuations."""
+    output: Output
     tokens: int
     """Tokens of the batch as stored, padding included."""
     copies: int
     """Of the packed buffer to the device."""
+
+
+class Chosen(NamedTuple):
+    """How the sequences of a batch go on of which all tokens are computed."""
+
+    choices: list[tuple[Row, Choice]]
+    continuations: list[tuple[BeamSearch, Continuations]]
 
 
 class Runner:
@@ -51,8 +55,8 @@ class Runner:
         self._page_size = cache.page_size if cache else 1
 
     @torch.inference_mode()
-    def encode(self, rows: Sequence[Row]) -> Pass[Answer | None]:
-        """Reads whole sequences: writes the cross-attention pages of sources, answers the others.
+    def encode(self, rows: Sequence[Row]) -> Pass[list[Answer | None]]:
+        """Reads whole sequences: writes the cross-attention pages of sources, None in the output, answers the others.
 
         The rows are sorted by `likeness`, which has those without an answer first.
         """
@@ -77,24 +81,25 @@ class Runner:
         return [(part, part.reduce(self._model, hidden, rows, fields, self._max_rows)) for part, fields in whole.parts]
 
     @torch.inference_mode()
-    def decode(self, chunks: Sequence[Chunk]) -> Pass[Choice | Continuations]:
+    def decode(self, chunks: Sequence[Chunk]) -> Pass[Chosen]:
         """Computes the next tokens of each row and chooses how sequences that are complete go on."""
         if self._cache is None:
             raise ValueError("a model without a cache can't decode")
         work = decoder_work(chunks, page_size=self._page_size, padded=self._padded, device=self._model.device)
         hidden = self._model.decode(work.batch, self._cache)
         last = work.batch.rows.start + work.batch.rows.length - 1
-        choices: Iterator[Choice] = iter(())
+        choices: list[Choice] = []
         if work.sampling is not None:
             logits = self._model.logits(hidden.index_select(0, last[work.sampling.rows]))
-            choices = iter(choose(logits, work.sampling))
-        continuations: Iterator[Continuations] = iter(())
+            choices = choose(logits, work.sampling)
+        continuations: list[Continuations] = []
         if work.beams is not None:
             logits = self._model.logits(hidden.index_select(0, last[work.beams.rows]))
-            continuations = iter(continue_beams(logits, work.beams))
-        complete = (sequence for sequence, length in chunks if length == sequence.remaining)
-        outputs = [next(continuations if isinstance(sequence, BeamSearch) else choices) for sequence in complete]
-        return Pass(outputs, work.batch.rows.tokens, work.copies)
+            continuations = continue_beams(logits, work.beams)
+        chosen = Chosen(
+            list(zip(work.sampled, choices, strict=True)), list(zip(work.searches, continuations, strict=True))
+        )
+        return Pass(chosen, work.batch.rows.tokens, work.copies)
 
     def recover(self) -> None:
         """Prepares for the next batch after one has failed. Raises torch.AcceleratorError if the device is lost."""

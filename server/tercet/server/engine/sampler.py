@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -51,6 +52,16 @@ class Typical:
 
 
 @dataclass(frozen=True)
+class Told:
+    """Rows of which the log probability of what they choose is told."""
+
+    rows: Tensor
+    """int32 [R]: among those that choose."""
+    likeliest: list[int | None]
+    """For each row that chooses how many of the likeliest tokens are told with it; None where nothing is told."""
+
+
+@dataclass(frozen=True)
 class SamplingRows:
     """How the `N` rows of a batch that choose a token do it."""
 
@@ -64,19 +75,12 @@ class SamplingRows:
     """As the `sample` kernel takes them, [N]."""
     processors: Processors
     typical: Typical | None
-    told: Tensor | None
-    """int32: rows among `N` of which the log probability of what they choose is told."""
-    likeliest: list[int | None]
-    """For each of the rows how many of the likeliest tokens are told with it; None tells nothing."""
+    told: Told | None
 
 
-class Choice(NamedTuple):
-    """The next token of a row."""
-
-    token: int
-    """Beyond the vocabulary if none can be chosen."""
-    logprob: TokenLogprob | None
-    """By the model's own logits; None where nobody asked."""
+Choice = tuple[int, "TokenLogprob | None"]
+"""The next token of a row, beyond the vocabulary if none can be chosen, and how likely it was by the model's own
+logits; None where nobody asked."""
 
 
 def pack_sampling(put: Callable[..., None], sequences: Sequence[Row], rows: list[int]) -> None:
@@ -92,7 +96,7 @@ def pack_sampling(put: Callable[..., None], sequences: Sequence[Row], rows: list
         put("typical_rows", typical)
         put("typical_mass", [settings[row].typical_p for row in typical], "f")
         _put_filters(put, "typical_", [settings[row] for row in typical])
-    _put_filters(put, "", [_DRAW if _is_typical(s) else s for s in settings])
+    _put_filters(put, "", [_DRAW if _is_typical(s) else s for s in settings] if typical else settings)
     told = [row for row, s in enumerate(settings) if s.logprobs]
     if told:
         put("told_rows", told)
@@ -100,10 +104,12 @@ def pack_sampling(put: Callable[..., None], sequences: Sequence[Row], rows: list
 
 def unpack_sampling(views: dict[str, Tensor], sequences: Sequence[Row]) -> SamplingRows:
     """What `pack_sampling` put there for `sequences`, on the device."""
-    settings = [sequence.request.sampling for sequence in sequences]
-    typical = None
+    typical = told = None
     if "typical_rows" in views:
         typical = Typical(views["typical_rows"], _filters(views, "typical_"), views["typical_mass"])
+    if "told_rows" in views:
+        settings = [sequence.request.sampling for sequence in sequences]
+        told = Told(views["told_rows"], [s.top_logprobs if s.logprobs else None for s in settings])
     return SamplingRows(
         rows=views["sampling_rows"],
         filters=_filters(views, ""),
@@ -112,8 +118,7 @@ def unpack_sampling(views: dict[str, Tensor], sequences: Sequence[Row]) -> Sampl
         position=views["position"],
         processors=unpack_processors(views),
         typical=typical,
-        told=views.get("told_rows"),
-        likeliest=[s.top_logprobs if s.logprobs else None for s in settings],
+        told=told,
     )
 
 
@@ -123,27 +128,28 @@ def choose(logits: Tensor, sampling: SamplingRows) -> list[Choice]:
     First the processors change them, then come temperature and filters, as in transformers. A row of which no token can
     be chosen, for its greatest logit isn't finite, gets an id beyond the vocabulary.
     """
-    plain = None if sampling.told is None else logits.index_select(0, sampling.told)
+    told = sampling.told
+    plain = None if told is None else logits.index_select(0, told.rows)
     process(logits, sampling.processors)
     if sampling.typical is not None:
         _keep_typical(logits, sampling.typical)
     tokens = sample(
         logits, **sampling.filters._asdict(), seed=sampling.seed, sample=sampling.sample, position=sampling.position
     )
-    if plain is None or sampling.told is None:
-        return [Choice(token, None) for token in tokens.tolist()]
-    return _tell(tokens, plain, sampling.told, sampling.likeliest)
+    if plain is None or told is None:
+        return list(zip(tokens.tolist(), repeat(None)))
+    return _tell(tokens, plain, told)
 
 
-def _tell(tokens: Tensor, plain: Tensor, told: Tensor, likeliest: list[int | None]) -> list[Choice]:
-    """Adds to the tokens [N] of some rows, `told` [R], how likely they were by their `plain` logits [R, vocabulary]."""
-    given = tokens[told].clamp(max=plain.shape[1] - 1)
-    counts = [count for count in likeliest if count is not None]
+def _tell(tokens: Tensor, plain: Tensor, told: Told) -> list[Choice]:
+    """Adds to the tokens [N] of some rows how likely they were by their `plain` logits [R, vocabulary]."""
+    given = tokens[told.rows].clamp(max=plain.shape[1] - 1)
+    counts = [count for count in told.likeliest if count is not None]
     each = torch.arange(len(counts), device=plain.device)
     ids, logprob, top, top_ids = download([tokens, *likelihood(plain, each, given, top=max(counts))])
     logprobs = iter(token_logprobs(logprob, top, top_ids, counts))
-    chosen = zip(ids.tolist(), likeliest, strict=True)
-    return [Choice(token, None if count is None else next(logprobs)) for token, count in chosen]
+    chosen = zip(ids.tolist(), told.likeliest, strict=True)
+    return [(token, None if count is None else next(logprobs)) for token, count in chosen]
 
 
 def _keep_typical(logits: Tensor, typical: Typical) -> None:

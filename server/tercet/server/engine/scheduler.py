@@ -32,11 +32,6 @@ class Chunk(NamedTuple):
     sequence: Sequence
     length: int
 
-    @property
-    def tokens(self) -> int:
-        """Of all rows."""
-        return self.sequence.width * self.length
-
 
 class Plan(NamedTuple):
     """What one step runs, in this order; each list is one batch."""
@@ -209,6 +204,8 @@ class Scheduler:
     def _grow(self, sequence: Sequence) -> bool:
         """Makes sure of the pages of the last tokens; False if they have to wait for older sequences to free some."""
         missing = sequence.page_count(self._page_size) - len(sequence.pages)
+        if not missing:
+            return True
         while self._pool.free < missing:
             youngest = self.running[-1]
             if youngest is sequence:
