@@ -26,13 +26,13 @@ VOCABULARY = (1, 4_000_000)
 LENGTH = (1, 4_194_304)
 EPSILON = (0, 1)
 
-# The sizes that most configs have, under the names that most of them use.
-SIZES: Table = {
-    "vocab_size": integer("vocab_size", *VOCABULARY),
-    "hidden_size": integer("hidden_size", *WIDTH),
-    "num_hidden_layers": integer("layers", *LAYERS),
-    "num_attention_heads": integer("heads", *HEADS),
-    "intermediate_size": integer("intermediate_size", *WIDTH),
+# The sizes that configs have, under the names that most of them use.
+SIZES = {
+    "vocab_size": ("vocab_size", VOCABULARY),
+    "hidden_size": ("hidden_size", WIDTH),
+    "layers": ("num_hidden_layers", LAYERS),
+    "heads": ("num_attention_heads", HEADS),
+    "intermediate_size": ("intermediate_size", WIDTH),
 }
 
 # What configs call the activations.
@@ -108,6 +108,22 @@ class Architecture:
 
 
 BASE = Head(None)
+
+
+def sizes(**keys: str) -> Table:
+    """The keys of the sizes; `keys` are those that a config calls otherwise than most."""
+    return {keys.get(size, key): integer(size, *limits) for size, (key, limits) in SIZES.items()}
+
+
+def gguf_sizes(name: str) -> Table:
+    """The same in GGUF files of an architecture."""
+    return sizes(
+        vocab_size=f"{name}.vocab_size",
+        hidden_size=f"{name}.embedding_length",
+        layers=f"{name}.block_count",
+        heads=f"{name}.attention.head_count",
+        intermediate_size=f"{name}.feed_forward_length",
+    )
 
 
 def language_model(name: str = "lm_head", *, bias: bool = False) -> Head:

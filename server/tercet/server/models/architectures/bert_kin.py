@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tercet.server.models.architectures.architecture import (
-    ACTIVATIONS,
-    EPSILON,
-    LABELS,
-    LENGTH,
-    SIZES,
-    Head,
-)
+from tercet.server.models.architectures.architecture import ACTIVATIONS, EPSILON, LABELS, LENGTH, Head, sizes
 from tercet.server.models.architectures.tables import affine
 from tercet.server.models.checkpoint.config import Config, choice, flag, integer, number
 from tercet.server.models.checkpoint.weights import Into
@@ -24,7 +17,7 @@ if TYPE_CHECKING:
     from tercet.server.models.spec import HeadActivation
 
 CONFIG = {
-    **SIZES,
+    **sizes(),
     "max_position_embeddings": integer("positions", *LENGTH),
     "layer_norm_eps": number("norm_eps", *EPSILON, default=1e-12),
     "hidden_act": choice("activation", ACTIVATIONS, default="gelu"),

@@ -8,15 +8,12 @@ from tercet.server.models.architectures import bert_kin
 from tercet.server.models.architectures.architecture import (
     ACTIVATIONS,
     BASE,
-    HEADS,
     LABELS,
-    LAYERS,
     LENGTH,
-    VOCABULARY,
-    WIDTH,
     Architecture,
     answerer,
     dense_classifier,
+    sizes,
     tagger,
 )
 from tercet.server.models.checkpoint.config import choice, flag, integer
@@ -28,11 +25,7 @@ if TYPE_CHECKING:
     from tercet.server.models.spec import TransformerSpec
 
 CONFIG = {
-    "vocab_size": integer("vocab_size", *VOCABULARY),
-    "dim": integer("hidden_size", *WIDTH),
-    "n_layers": integer("layers", *LAYERS),
-    "n_heads": integer("heads", *HEADS),
-    "hidden_dim": integer("intermediate_size", *WIDTH),
+    **sizes(hidden_size="dim", layers="n_layers", heads="n_heads", intermediate_size="hidden_dim"),
     "max_position_embeddings": integer("positions", *LENGTH),
     "activation": choice("activation", ACTIVATIONS, default="gelu"),
     "tie_word_embeddings": flag("tied", default=True),

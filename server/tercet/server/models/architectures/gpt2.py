@@ -8,13 +8,11 @@ from tercet.server.models.architectures import gpt_kin
 from tercet.server.models.architectures.architecture import (
     ACTIVATIONS,
     EPSILON,
-    HEADS,
-    LAYERS,
     LENGTH,
-    VOCABULARY,
     WIDTH,
     Architecture,
     GGUFTables,
+    gguf_sizes,
     language_model,
 )
 from tercet.server.models.architectures.tables import affine
@@ -42,11 +40,7 @@ WEIGHTS = {
 }
 GGUF = GGUFTables(
     config={
-        "gpt2.vocab_size": integer("vocab_size", *VOCABULARY),
-        "gpt2.embedding_length": integer("hidden_size", *WIDTH),
-        "gpt2.block_count": integer("layers", *LAYERS),
-        "gpt2.attention.head_count": integer("heads", *HEADS),
-        "gpt2.feed_forward_length": integer("intermediate_size", *WIDTH),
+        **gguf_sizes("gpt2"),
         "gpt2.context_length": integer("max_length", *LENGTH),
         "gpt2.attention.layer_norm_epsilon": number("norm_eps", *EPSILON),
     },

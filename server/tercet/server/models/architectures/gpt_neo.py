@@ -8,14 +8,13 @@ from tercet.server.models.architectures import gpt_kin
 from tercet.server.models.architectures.architecture import (
     ACTIVATIONS,
     EPSILON,
-    HEADS,
     LABELS,
     LAYERS,
     LENGTH,
-    VOCABULARY,
     WIDTH,
     Architecture,
     language_model,
+    sizes,
 )
 from tercet.server.models.architectures.tables import affine
 from tercet.server.models.checkpoint.config import Config, Key, choice, each, flag, integer, number
@@ -36,10 +35,7 @@ def expand(attention_types: Any) -> tuple[bool, ...]:
 
 
 CONFIG = {
-    "vocab_size": integer("vocab_size", *VOCABULARY),
-    "hidden_size": integer("hidden_size", *WIDTH),
-    "num_layers": integer("layers", *LAYERS),
-    "num_heads": integer("heads", *HEADS),
+    **sizes(layers="num_layers", heads="num_heads"),
     "intermediate_size": integer("intermediate_size", *WIDTH, default=None),
     "max_position_embeddings": integer("max_length", *LENGTH, default=2048),
     "attention_types": Key(

@@ -11,9 +11,9 @@ from tercet.server.models.architectures.architecture import (
     EPSILON,
     LABELS,
     LENGTH,
-    SIZES,
     Architecture,
     language_model,
+    sizes,
 )
 from tercet.server.models.architectures.tables import affine
 from tercet.server.models.checkpoint.config import Config, choice, flag, integer, number
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tercet.server.models.spec import TransformerSpec
 
 CONFIG = {
-    **SIZES,
+    **sizes(),
     "max_position_embeddings": integer("max_length", *LENGTH, default=2048),
     "hidden_act": choice("activation", ACTIVATIONS, default="gelu"),
     "layer_norm_eps": number("norm_eps", *EPSILON, default=1e-5),

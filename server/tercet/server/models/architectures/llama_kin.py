@@ -13,18 +13,16 @@ from tercet.server.models.architectures.architecture import (
     HEAD_DIM,
     HEADS,
     LABELS,
-    LAYERS,
     LENGTH,
-    SIZES,
-    VOCABULARY,
-    WIDTH,
     GGUFTables,
     Head,
     answerer,
     classifier,
+    gguf_sizes,
     head_dim,
     kv_heads,
     language_model,
+    sizes,
     tagger,
 )
 from tercet.server.models.architectures.tables import affine
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 CONFIG = {
-    **SIZES,
+    **sizes(),
     "num_key_value_heads": integer("kv_heads", *HEADS, default=None),
     "head_dim": integer("head_dim", *HEAD_DIM, default=None),
     "max_position_embeddings": integer("max_length", *LENGTH),
@@ -127,15 +125,11 @@ def gguf(name: str, *, interleaved: bool = False, **implied: Any) -> GGUFTables:
     """The tables of GGUF files; `implied` are values that files of this architecture leave unsaid."""
     return GGUFTables(
         config={
-            f"{name}.vocab_size": integer("vocab_size", *VOCABULARY),
-            f"{name}.embedding_length": integer("hidden_size", *WIDTH),
-            f"{name}.block_count": integer("layers", *LAYERS),
-            f"{name}.attention.head_count": integer("heads", *HEADS),
+            **gguf_sizes(name),
             f"{name}.attention.head_count_kv": integer("kv_heads", *HEADS, default=None),
             f"{name}.attention.key_length": integer("head_dim", *HEAD_DIM, default=None),
             f"{name}.attention.value_length": integer("value_dim", *HEAD_DIM, default=None),
             f"{name}.rope.dimension_count": integer("rotary_dim", *HEAD_DIM, default=None),
-            f"{name}.feed_forward_length": integer("intermediate_size", *WIDTH),
             f"{name}.context_length": integer("max_length", *LENGTH),
             f"{name}.attention.layer_norm_rms_epsilon": number("norm_eps", *EPSILON),
             f"{name}.expert_count": integer("experts", 0, 0, default=0),

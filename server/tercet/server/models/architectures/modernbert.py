@@ -11,9 +11,9 @@ from tercet.server.models.architectures.architecture import (
     LABELS,
     LAYERS,
     LENGTH,
-    SIZES,
     Architecture,
     Head,
+    sizes,
 )
 from tercet.server.models.architectures.tables import affine
 from tercet.server.models.checkpoint.config import Config, Section, choice, each, flag, integer, number
@@ -28,7 +28,7 @@ GLOBAL_THETA = number("global_theta", 0, 1e12, default=160_000.0)
 LOCAL_THETA = number("local_theta", 0, 1e12, default=10_000.0)
 UNSCALED = {kind: choice("scaling", {"default": "default"}, default="default") for kind in ("rope_type", "type")}
 CONFIG = {
-    **SIZES,
+    **sizes(),
     "max_position_embeddings": integer("max_length", *LENGTH, default=8192),
     "hidden_activation": choice("activation", ACTIVATIONS, default="gelu"),
     "norm_eps": number("norm_eps", *EPSILON, default=1e-5),

@@ -8,16 +8,14 @@ from tercet.server.models.architectures import gpt_kin
 from tercet.server.models.architectures.architecture import (
     ACTIVATIONS,
     BASE,
-    HEADS,
     LABELS,
-    LAYERS,
     LENGTH,
-    VOCABULARY,
     WIDTH,
     Architecture,
     answerer,
     classifier,
     language_model,
+    sizes,
 )
 from tercet.server.models.architectures.tables import affine
 from tercet.server.models.checkpoint.config import Config, choice, flag, integer
@@ -31,11 +29,7 @@ if TYPE_CHECKING:
 
 OFFSET = 2  # of positions: the table begins with those of padding, as fairseq's
 CONFIG = {
-    "vocab_size": integer("vocab_size", *VOCABULARY),
-    "hidden_size": integer("hidden_size", *WIDTH),
-    "num_hidden_layers": integer("layers", *LAYERS),
-    "num_attention_heads": integer("heads", *HEADS),
-    "ffn_dim": integer("intermediate_size", *WIDTH),
+    **sizes(intermediate_size="ffn_dim"),
     "max_position_embeddings": integer("max_length", *LENGTH, default=2048),
     "word_embed_proj_dim": integer("embedding_size", *WIDTH, default=None),
     "do_layer_norm_before": flag("pre_norm", default=True),

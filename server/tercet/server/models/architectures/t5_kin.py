@@ -10,15 +10,13 @@ from tercet.server.models.architectures.architecture import (
     BASE,
     EPSILON,
     HEAD_DIM,
-    HEADS,
     LABELS,
     LAYERS,
     LENGTH,
-    VOCABULARY,
-    WIDTH,
     Head,
     answerer,
     dense_classifier,
+    sizes,
     tagger,
 )
 from tercet.server.models.checkpoint.config import Config, choice, flag, integer, number
@@ -44,13 +42,9 @@ FEED_FORWARD = {
     "gated-relu": ("relu", True),
 }
 CONFIG = {
-    "vocab_size": integer("vocab_size", *VOCABULARY),
-    "d_model": integer("hidden_size", *WIDTH),
+    **sizes(hidden_size="d_model", layers="num_layers", heads="num_heads", intermediate_size="d_ff"),
     "d_kv": integer("head_dim", *HEAD_DIM),
-    "d_ff": integer("intermediate_size", *WIDTH),
-    "num_layers": integer("layers", *LAYERS),
     "num_decoder_layers": integer("decoder_layers", *LAYERS, default=None),
-    "num_heads": integer("heads", *HEADS),
     "relative_attention_num_buckets": integer("buckets", 4, 65_536, default=32),
     "relative_attention_max_distance": integer("max_distance", 3, 65_536, default=128),
     "layer_norm_epsilon": number("norm_eps", *EPSILON, default=1e-6),
