@@ -85,7 +85,7 @@ def test_the_sdist_builds_the_same_wheel(artifacts: tuple[Path, Path], site: Pat
 def test_metadata(metadata: Message) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert metadata.get_all("Provides-Extra") == ["dev", "server", "verify"]
+    assert metadata.get_all("Provides-Extra") == ["dev", "sentencepiece", "server", "verify"]
     assert "## " in str(metadata.get_payload())
 
 

@@ -81,10 +81,10 @@ def save(
     return folder
 
 
-def save_for_texts(folder: Path, row: str) -> Path:
+def save_for_texts(folder: Path, row: str, *, seed: int | None = None, **config: Any) -> Path:
     """A row's architecture with its first head, whose generated texts are varied; without a tokenizer."""
-    model = build(row)
-    refill(model, ROWS[row].text_seed, ROWS[row].text_gains)
+    model = build(row, **config)
+    refill(model, ROWS[row].text_seed if seed is None else seed, ROWS[row].text_gains)
     model.save_pretrained(folder)
     return folder
 

@@ -1,53 +1,29 @@
 """Tokenizers of translating checkpoints, and the languages they are told, against transformers'."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
+from tokenizers import Tokenizer, models
 from transformers import M2M100Tokenizer, MarianTokenizer, MBart50Tokenizer, MBartTokenizer, NllbTokenizer
 
+from support.pieces import CORPUS, ids, train_pieces, write
 from support.texts import texts
 from tercet.server.text import CheckpointTextError, IncrementalDecoder, LanguageError, TextModel, load_text_model
 from tercet.server.text.language_codes import M2M100, MBART50, NLLB
 
-CORPUS = [text for text in texts(700, seed=4) if text.isprintable() and text.strip()]
 CODES = (">>fra<< the", ">>fra<<", ">>xyz<< the", " >>fra<<", "a </s> >>fra<< b", ">>", ">>\n<<", "<<>>")
 SPELLED = ("__en__", "a__fr__b", "\u2581", "</s></s>", "<unk> <pad>", "the  fox ")
 TEXTS = [*texts(400, seed=5), *CODES, *SPELLED, "", " ", "\t\n", "word " * 2000]
 pytestmark = pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
 
 
-def train(file: Path, corpus: list[str] = CORPUS, **how: Any) -> list[str]:
-    """A tiny SentencePiece model; its pieces."""
-    how = {"vocab_size": 400, "hard_vocab_limit": False, "character_coverage": 0.98, **how}
-    prefix = file.with_name(f"{file.stem}-trained")
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus), model_prefix=str(prefix), minloglevel=2, num_threads=1, **how
-    )
-    prefix.with_name(f"{prefix.name}.model").rename(file)
-    prefix.with_name(f"{prefix.name}.vocab").unlink()
-    model = sentencepiece.SentencePieceProcessor(str(file))
-    return [model.id_to_piece(i) for i in range(model.vocab_size())]
-
-
-def write(folder: Path, **files: Any) -> Path:
-    for name, content in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    return folder
-
-
-def ids(*tokens: str) -> dict[str, int]:
-    return {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-
-
 @pytest.fixture(scope="module", params=["shared", "separate"])
 def marian(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as Helsinki-NLP's: ids of another order than the models', some of whose pieces are in no vocabulary."""
     folder = tmp_path_factory.mktemp("marian")
-    source = train(folder / "source.spm")
-    target = train(folder / "target.spm", [text[::-1] for text in CORPUS], vocab_size=300)
+    source = train_pieces(folder / "source.spm")
+    target = train_pieces(folder / "target.spm", [text[::-1] for text in CORPUS], vocab_size=300)
     config: dict[str, Any] = {"source_lang": "en", "target_lang": "fr"}
     special = ("</s>", "<unk>", "<pad>")
     if request.param == "separate":
@@ -103,7 +79,7 @@ def test_spans_of_pieces(marian: Path) -> None:
 
 
 def m2m100(folder: Path, config: dict[str, Any]) -> Path:
-    pieces = train(folder / "sentencepiece.bpe.model")
+    pieces = train_pieces(folder / "sentencepiece.bpe.model")
     write(folder, vocab=ids("<s>", "<pad>", "</s>", "<unk>", *pieces[:2:-1][:-5]), config={"model_type": "m2m_100"})
     return write(folder, tokenizer_config={"tokenizer_class": "M2M100Tokenizer", **config})
 
@@ -158,7 +134,7 @@ def test_languages_of_m2m100(tmp_path: Path) -> None:
     ids=str,
 )
 def test_languages_of_fairseq(tmp_path: Path, make: Any, config: dict[str, Any], codes: tuple[str, ...]) -> None:
-    train(tmp_path / "sentencepiece.bpe.model", model_type="bpe" if make is NllbTokenizer else "unigram")
+    train_pieces(tmp_path / "sentencepiece.bpe.model", model_type="bpe" if make is NllbTokenizer else "unigram")
     write(tmp_path, config={}, tokenizer_config={"tokenizer_class": make.__name__, **config})
     model = load_text_model(tmp_path)
     assert model.languages is not None
@@ -192,6 +168,17 @@ def test_languages_of_marian(marian: Path) -> None:
     assert caught.value.field == "source_lang"
 
 
+def test_a_vocabulary_without_languages(tmp_path: Path) -> None:
+    """Of a fine-tune with a tokenizer of its own; one that is said to read a language must have it."""
+    folder = m2m100(tmp_path, {})
+    plain = Tokenizer(models.BPE({"</s>": 0, "the": 1}, []))
+    plain.save(str(folder / "tokenizer.json"))
+    assert load_text_model(folder).languages is None
+    write(folder, tokenizer_config={"tokenizer_class": "M2M100Tokenizer", "src_lang": "fr"})
+    with pytest.raises(CheckpointTextError, match="src_lang: the vocabulary has no language 'fr'"):
+        load_text_model(folder)
+
+
 def test_a_language_that_is_not_known(tmp_path: Path) -> None:
     languages = load_text_model(m2m100(tmp_path, {})).languages
     assert languages is not None
@@ -213,7 +200,7 @@ def test_a_language_that_is_not_known(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_folder_of_marian(tmp_path: Path, change: Any, message: str) -> None:
-    pieces = train(tmp_path / "source.spm")
+    pieces = train_pieces(tmp_path / "source.spm")
     (tmp_path / "target.spm").write_bytes((tmp_path / "source.spm").read_bytes())
     write(tmp_path, vocab=ids("</s>", "<unk>", *pieces, "<pad>"), config={"model_type": "marian"})
     load_text_model(tmp_path)

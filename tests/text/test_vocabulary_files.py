@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase
 
 from support import packaged
+from support.pieces import CORPUS, train_pieces
 from support.texts import texts
 from tercet.server.text import load_text_model
 from tercet.server.text.language_codes import NLLB
@@ -38,21 +39,6 @@ HOSTILE = (
     *(before + token + after for token in SPELLED for before, after in (("", ""), ("a", "b"), (" ", " "))),
 )
 TEXTS = [*texts(300, seed=3), *HOSTILE]
-CORPUS = [text for text in texts(700, seed=4) if text.isprintable() and text.strip()]
-
-
-def train_pieces(file: Path, **how: Any) -> None:
-    """A tiny SentencePiece model."""
-    how = {"vocab_size": 400, "model_type": "unigram", **how}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS),
-        model_prefix=str(file).removesuffix(".model"),
-        hard_vocab_limit=False,
-        character_coverage=0.98,
-        minloglevel=2,
-        num_threads=1,
-        **how,
-    )
 
 
 def train_words(folder: Path, tokenizer: Tokenizer, **how: Any) -> None:
@@ -81,7 +67,10 @@ def mpnet(folder: Path) -> None:
 
 
 def pieces(name: str, **how: Any) -> Callable[[Path], None]:
-    return lambda folder: train_pieces(folder / name, **how)
+    def make(folder: Path) -> None:
+        train_pieces(folder / name, **how)
+
+    return make
 
 
 T5 = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}

@@ -109,7 +109,10 @@ def read_languages(
     told = _TOLD[kind]
     codes = M2M100["wmt21"] if config.string("language_codes", None) == "wmt21" else told.codes
     ids = {code: vocabulary[token] for code in codes if (token := told.spelling.format(code)) in vocabulary}
-    source = config.string("src_lang", told.default_source)
+    stated = config.string("src_lang", None)
+    if not ids and stated is None:
+        return None  # a fine-tune whose vocabulary has no languages
+    source = stated or told.default_source
     if source not in ids:
         raise config.error("src_lang", f"the vocabulary has no language {source!r}")
     target = config.string("tgt_lang", None)
