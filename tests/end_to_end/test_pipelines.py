@@ -66,6 +66,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "answer": tiny(folder / "answer", "bert", "BertForQuestionAnswering"),
         "bert": tiny(folder / "bert", "bert", "BertForSequenceClassification", **inference),
         "bart": tiny(folder / "bart", "bart", "BartForSequenceClassification", **inference),
+        "mbart": tiny(folder / "mbart", "mbart", "MBartForSequenceClassification", **inference),
+        "mbart-answer": tiny(
+            folder / "mbart-answer", "mbart", "MBartForQuestionAnswering", max_position_embeddings=LENGTH
+        ),
         "gpt2": tiny(folder / "gpt2", "gpt2", "GPT2ForSequenceClassification"),
     }
 
@@ -85,7 +89,7 @@ def texts(seed: int, most: int = 12) -> list[str]:
 
 def reference(task: str, folder: Path, **options: Any) -> Any:
     """transformers' pipeline, whose tokenizer gives token types to BERT alone."""
-    names = ["input_ids", "attention_mask"] + ["token_type_ids"] * (folder.name not in ("bart", "gpt2"))
+    names = ["input_ids", "attention_mask"] + ["token_type_ids"] * (folder.name not in ("bart", "mbart", "gpt2"))
     tokenizer = AutoTokenizer.from_pretrained(folder, model_input_names=names)
     return pipeline(task, str(folder), tokenizer=tokenizer, device="cpu", **options)
 
@@ -155,7 +159,7 @@ def assert_labels(items: Any, expected: list[list[dict[str, Any]]]) -> None:
         assert_scores(list(item.labels.labels), labels)
 
 
-@pytest.mark.parametrize("model", ["bert", "bart", "gpt2"])
+@pytest.mark.parametrize("model", ["bert", "bart", "mbart", "gpt2"])
 def test_classify(stub: UnderstandingServiceStub, checkpoints: dict[str, Path], model: str):
     classifier = reference("text-classification", checkpoints[model], top_k=None)
     given = texts(3)
@@ -214,14 +218,16 @@ def answers(read: BatchEncoding, outputs: Any, context: str, cls: int, top_k: in
     return sorted(([*map(tuple, found.values()), (0, 0, least)]), key=lambda answer: -answer[2])[:top_k]
 
 
-@pytest.mark.parametrize("windows", [False, True], ids=["whole", "windows"])
-def test_answer(stub: UnderstandingServiceStub, checkpoints: dict[str, Path], windows: bool):
-    model = AutoModelForQuestionAnswering.from_pretrained(checkpoints["answer"])
-    tokenizer = AutoTokenizer.from_pretrained(checkpoints["answer"])
+@pytest.mark.parametrize(
+    ("name", "windows"), [("answer", False), ("answer", True), ("mbart-answer", False), ("mbart-answer", True)]
+)
+def test_answer(stub: UnderstandingServiceStub, checkpoints: dict[str, Path], name: str, windows: bool):
+    model = AutoModelForQuestionAnswering.from_pretrained(checkpoints[name])
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints[name])
     length, stride, top_k = (60, 10, 3) if windows else (LENGTH, 20, 3)
     asked = list(zip(texts(7, 3), texts(8, 30 if windows else 8), strict=True))
     request = AnswerRequest(
-        model="answer",
+        model=name,
         questions=[Question(question=question, context=context) for question, context in asked],
         max_length=length,
         stride=stride,
@@ -232,7 +238,7 @@ def test_answer(stub: UnderstandingServiceStub, checkpoints: dict[str, Path], wi
     for (question, context), item in zip(asked, stub.Answer(request).items, strict=True):
         read = tokenizer(
             question, context, truncation="only_second", max_length=length, stride=stride, padding=True,
-            return_overflowing_tokens=True, return_token_type_ids=True, return_tensors="pt",
+            return_overflowing_tokens=True, return_token_type_ids=name == "answer", return_tensors="pt",
         )  # fmt: skip
         several += len(read.encodings) > 1
         read.pop("overflow_to_sample_mapping")
