@@ -64,7 +64,7 @@ class TercetUser(User):
         self.client = Client(self.host or DEFAULT_TARGET)
         models = self.client.models()
         able = {
-            "embed": [model.name for model in models if "embed" in model.tasks],
+            "embed": [model.name for model in models if model.family == "encoder"],
             "generate": [model.name for model in models if "generate" in model.tasks],
         }
         able["stream"] = able["generate"]
