@@ -1,5 +1,6 @@
 """The engine's process: its messages, and how it ends."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -90,7 +91,9 @@ def test_an_engine_ends_with_its_parent(checkpoint):
         "print(engine.process.pid, flush=True); engine.receive()"
     )
     command = [sys.executable, "-c", code, str(checkpoint)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": "tests"}) as parent:
+    path = os.pathsep.join(["tests", *sys.path])  # the sources that this test runs with
+    environment = os.environ | {"PYTHONPATH": path}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         child = int(parent.stdout.readline())
         parent.kill()
     deadline = time.monotonic() + 5
