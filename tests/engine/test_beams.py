@@ -51,14 +51,13 @@ def ask(family, key, ids, *, beams, eos=ENDS, **options):
 
 def reference(family, model, ids, *, beams, eos=ENDS, **options):
     """Tokens and score of each beam that transformers returns."""
-    options = {"num_return_sequences": beams} | options
+    options = {"num_return_sequences": beams, "max_new_tokens": options.pop("new_tokens", NEW_TOKENS)} | options
     output = model.generate(
-        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=NEW_TOKENS,
-        do_sample=False, num_beams=beams, eos_token_id=eos, pad_token_id=PAD, return_dict_in_generate=True,
-        output_scores=True, **options,
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False, num_beams=beams,
+        eos_token_id=eos or None, pad_token_id=PAD, return_dict_in_generate=True, output_scores=True, **options,
     )  # fmt: skip
     rows = output.sequences[:, len(START) if family == "seq2seq" else len(ids) :].tolist()
-    return [[token for token in row if token != PAD] for row in rows], output.sequences_scores.tolist()
+    return [[token for token in row if 0 <= token < PAD] for row in rows], output.sequences_scores.tolist()
 
 
 def beams_of(answers, key):
@@ -145,6 +144,49 @@ def test_fewer_answers_than_beams(generative):
     answers = run(engine_of(ours), ask(family, 1, ids, beams=4, n=2))
     assert list(beams_of(answers, 1)[0]) == tokens[:2]
     assert len({tuple(text) for text in tokens}) == 4
+
+
+LEAST = -1e8  # what has not ended scores less
+
+
+@pytest.mark.parametrize(("ends", "least", "most"), [([], 0, 0), (ENDS[::2], 1, 3)])
+def test_fewer_beams_end_than_are_asked_for(generative, ends, least, most):
+    """From some length on a sum of log probabilities times its fifth power is less than the score of an empty place."""
+    family, ours, theirs = generative
+    ids = random_ids(6)
+    for early in EARLY:
+        options = {"beams": 4, "eos": list(ends), "length_penalty": -5.0, "early_stopping": early, "new_tokens": 60}
+        tokens, scores = reference(family, theirs, ids, **options)
+        found, found_scores, _ = beams_of(run(engine_of(ours, pages=200), ask(family, 1, ids, **options)), 1)
+        assert list(found) == tokens
+        assert found_scores == pytest.approx(scores, rel=1e-4)
+        assert least <= sum(score > LEAST for score in scores) <= most
+
+
+@pytest.mark.parametrize("beams", [2, 4, 8])
+def test_searches_with_nothing_left_to_choose(generative, beams):
+    """Of two tokens and an end, none of them twice, five texts can be made."""
+    family, ours, theirs = generative
+    ids = [token for token in random_ids(9) if token > 12]
+    rest = [token for token in range(VOCAB_SIZE) if token not in (10, 11, 12)]
+    options = {"beams": beams, "eos": [12], "no_repeat_ngram_size": 1, "early_stopping": "never"}
+    tokens, scores = reference(family, theirs, ids, suppress_tokens=rest, **options)
+    found, found_scores, _ = beams_of(run(engine_of(ours), ask(family, 1, ids, suppressed_ids=rest, **options)), 1)
+    assert list(found) == tokens
+    assert found_scores == pytest.approx(scores, rel=1e-4)
+    assert sum(score > LEAST for score in scores) == min(beams, 5)
+
+
+@pytest.mark.parametrize(("new_tokens", "page_size"), [(1, 4), (1, 1), (5, 1), (5, 3)])
+def test_short_searches_of_prompts_in_chunks(generative, new_tokens, page_size):
+    family, ours, theirs = generative
+    for length in (1, 3, 8, 13):
+        ids = random_ids(length, 3)
+        tokens, _ = reference(family, theirs, ids, beams=4, new_tokens=new_tokens)
+        engine = engine_of(ours, pages=200, page_size=page_size, max_batch_tokens=16 if family == "seq2seq" else 5)
+        answers = run(engine, ask(family, 1, ids, beams=4, new_tokens=new_tokens))
+        assert list(beams_of(answers, 1)[0]) == tokens
+        assert answers.steps[-1].pages_used == 0
 
 
 def test_stop_tokens_end_beams_too(generative):
@@ -270,6 +312,8 @@ def test_beams_share_the_full_pages_of_their_prompt():
     assert [step.pages_used for step in used] == [2 + 3] * 3 + [2 + 6] * 2  # two are everybody's
     assert [stats.rows for step in used for stats in step.stats] == [1, 3, 3, 3, 3]
     assert [stats.real_tokens for step in used for stats in step.stats] == [10, 3, 3, 3, 3]
+    assert [stats.generated_tokens for step in used for stats in step.stats] == [3] * 5
+    assert [step.running for step in used] == [3] * 5
     assert model.batches[0].key_rows is None
     assert model.batches[1].key_rows[:, 8:10].tolist() == [[0, 0]] * 3
     engine.cancel(1, 0)  # no beam is a sample yet
@@ -290,6 +334,7 @@ def test_a_search_waits_for_all_its_rows():
         step = engine.step()
         rows.append(max(stats.rows for stats in step.stats))
         assert step.waiting == 0 or step.running <= 2
+        assert step.running <= 4
     assert rows[:5] == [2, 2, 2, 2, 2]
     assert max(rows) == 4
 

@@ -64,10 +64,12 @@ class Metrics:
         self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Of one sequence.", _POWERS, "model")
         self.request_generated_tokens = self._histogram("request_generated_tokens", "Of one output.", _POWERS, "model")
 
-        self.running = self._gauge("requests_running", "Sequences in batches.", "model")
+        self.running = self._gauge("requests_running", "Sequences in batches; each beam is one.", "model")
         self.waiting = self._gauge("requests_waiting", "Sequences that are in no batch yet.", "model")
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts read.", "model")
-        self.generated_tokens = self._counter("generated_tokens", "Tokens generated.", "model")
+        self.generated_tokens = self._counter(
+            "generated_tokens", "Tokens generated, those of every beam included.", "model"
+        )
         self.recomputed_tokens = self._counter("recomputed_tokens", "Tokens read again after preemption.", "model")
         self.batch_tokens = self._counter("batch_tokens", "Tokens of batches: real or padding.", "model", "kind")
         self.batch_size = self._histogram("batch_size", "Sequences of one batch.", _POWERS, "model")

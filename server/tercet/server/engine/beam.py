@@ -44,7 +44,11 @@ class Continuations(NamedTuple):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A beam that has ended, or the place of one."""
+    """A beam that has ended, or the place of one.
+
+    Fewer have ended than there are places where nothing is left to choose, or where no score can be above that of a
+    place: a `length_penalty` far below 0. As in transformers such a place is answered as a text without tokens.
+    """
 
     tokens: list[int]
     """Those generated."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from heapq import heapify, heappop, heappush
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,7 +107,7 @@ class Engine:
             incarnation=self._incarnation,
             outputs=self._outputs,
             stats=self._stats,
-            running=len(self._scheduler.running),
+            running=self._scheduler.rows,
             waiting=len(self._scheduler.waiting),
             pages_used=self._pool.used,
             preemptions=self._scheduler.preemptions,
@@ -201,7 +202,8 @@ class Engine:
             self._finish(sequence)
 
     def _continue(self, search: BeamSearch, continuations: Continuations) -> None:
-        if not bool(continuations.scores[0].isfinite()):  # the best; what is not a number counts as best
+        # The best is not a number if any is none. It is -inf where processors forbid every token: then the search ends.
+        if not bool(continuations.scores[0] < inf):
             self._reject_not_finite(search.request)
         elif search.advance(continuations):
             self._outputs += search.answers()

@@ -80,7 +80,8 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemptions = 0
-        self._rows = 0  # of all that runs longer than a step
+        self.rows = 0
+        """Of all that runs longer than a step, beams counted one by one."""
         self._pool = pool
         self._page_size = page_size
         self._max_batch_tokens = max_batch_tokens
@@ -128,7 +129,7 @@ class Scheduler:
 
     def _admit(self, plan: Plan, budget: Budget) -> None:
         lookahead = LOOKAHEAD * self._max_rows
-        if self._rows == self._max_rows:
+        if self.rows == self._max_rows:
             ready = [sequence for sequence in self.waiting[:lookahead] if sequence.request.reading is not None]
         else:
             ready = list(islice(filter(self._is_ready, self.waiting), lookahead))
@@ -170,14 +171,14 @@ class Scheduler:
         own = sequence.page_count(self._page_size) - len(shared)
         cross = self._pages(len(request.source)) if request.must_encode else 0
         # Each running row may need one more page soon: admitting must not lead to preempting.
-        if self._pool.free < own + cross + self._rows or self._rows + sequence.widest > self._max_rows:
+        if self._pool.free < own + cross + self.rows or self.rows + sequence.widest > self._max_rows:
             return False
         self._pool.share(shared)
         sequence.pages = shared + self._pool.take(own)
         sequence.restart(len(shared) * self._page_size)
         if cross:
             request.cross_pages = self._pool.take(cross)
-        self._rows += sequence.widest
+        self.rows += sequence.widest
         return True
 
     def _is_ready(self, sequence: Sequence) -> bool:
@@ -225,7 +226,7 @@ class Scheduler:
         """Frees the rows and pages of a running sequence, and those of its source after the last of its request."""
         _discard(self.running, sequence)
         if sequence.request.reading is None:
-            self._rows -= sequence.widest
+            self.rows -= sequence.widest
         self._pool.release(sequence.pages)
         sequence.pages = []
         request = sequence.request

@@ -116,7 +116,8 @@ class Tokens(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     logprobs: list[TokenLogprob] | None = None
     """One a token, where asked for."""
     score: float | None = None
-    """Of a beam: the sum of its log probabilities divided by length ** length_penalty."""
+    """Of a beam: the sum of its log probabilities divided by length ** length_penalty. -1e9 where too few beams
+    have ended."""
 
 
 class Rejected(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -141,6 +142,7 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     """Tokens of prompts and sources first read in this step."""
     generated_tokens: int
+    """Of a beam search those of every beam, whether it is answered or given up."""
     recomputed_tokens: int
     """Tokens read again after a preemption."""
 
@@ -153,8 +155,9 @@ class StepResult(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     stats: list[StepStats]
     """One for each forward pass of the step; empty where only cancellations were handled."""
     running: int
+    """Sequences in batches after the step, each beam one."""
     waiting: int
-    """Sequences in batches and in the queue, after the step."""
+    """Those in the queue, where a beam search is one."""
     pages_used: int
     preemptions: int
     """Since the engine started."""
