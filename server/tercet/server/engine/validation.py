@@ -30,7 +30,7 @@ TASKS = {
 """What a model must be able to do to take a message, one of these."""
 
 MAX_SAMPLES = 1 << 16
-MAX_LENGTH_PENALTY = 16.0  # the power of a length that stays finite
+MAX_LENGTH_PENALTY = 5.0  # to this power lengths up to 2**19 keep scores of beams finite in float32
 MAX_LIKELIEST = 1 << 10  # tokens told of one place
 MAX_CANDIDATES = 1 << 20  # tokens asked for in one request, over all its places
 SEED_LIMIT = 1 << 64

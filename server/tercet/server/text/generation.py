@@ -23,7 +23,7 @@ _NUMBERS: dict[str, tuple[float, float, bool]] = {
     "min_p": (0, 1, False),
     "typical_p": (0, 1, True),
     "repetition_penalty": (0, 100, True),
-    "length_penalty": (-100, 100, False),
+    "length_penalty": (-5, 5, False),
 }
 _INTEGERS = {  # the lowest
     "top_k": 0,
@@ -92,7 +92,7 @@ class GenerationDefaults:
     num_beams: int = 1
     """1 is no beam search."""
     length_penalty: float = 1.0
-    """In [-100, 100]."""
+    """In [-5, 5], as requests may say it."""
     early_stopping: bool | Literal["never"] = False
     max_new_tokens: int | None = None
     min_new_tokens: int = 0
