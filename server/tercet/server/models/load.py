@@ -105,7 +105,8 @@ def _config(checkpoint: Checkpoint, architecture: Architecture) -> Config:
     """The checked config."""
     if checkpoint.format == "gguf" and architecture.gguf:
         tables = architecture.gguf
-        return Config(checkpoint.config_file, tables.config, checkpoint.config, tables.implied)
+        told = {name: tensor in checkpoint.tensors for tensor, name in tables.told.items()}
+        return Config(checkpoint.config_file, tables.config, checkpoint.config, {**tables.implied, **told})
     return Config(checkpoint.config_file, architecture.config, checkpoint.config)
 
 
@@ -154,7 +155,7 @@ def _spec(
         into, _ = names.find(name) or (None, "")
         if into:
             stored.setdefault(into.parameter, tensor)
-    spec = architecture.spec(config, stored)
+    spec = architecture.spec(config)
     if head.encoder_only:
         spec = replace(spec, family="encoder", decoder=None, target_vocab_size=None)
     if head.spec is None:

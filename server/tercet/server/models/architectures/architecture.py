@@ -11,7 +11,7 @@ from tercet.server.models.checkpoint.config import Key, integer
 from tercet.server.models.spec import HeadSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from tercet.server.models.checkpoint.config import Config, Table
     from tercet.server.models.checkpoint.weights import Into, WeightTable
@@ -69,6 +69,8 @@ class GGUFTables:
     implied: Mapping[str, Any]
     """Values that such files leave unsaid."""
     weights: WeightTable
+    told: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Tensors that say something by being there, and the names of the values that are then true."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ class Architecture:
     """The keys of config.json."""
     weights: WeightTable | Callable[[Config], WeightTable]
     """The tensors of the base model in a Hugging Face checkpoint, without the prefix."""
-    spec: Callable[[Config, Collection[str]], TransformerSpec]
-    """All but the head, from the config and the parameters that the file has tensors for (`{}` for the layer)."""
+    spec: Callable[[Config], TransformerSpec]
+    """All but the head."""
     prefix: str = ""
     """What a model with a head puts before the names of its base model's tensors, all of them or none."""
     gguf: GGUFTables | None = None

@@ -24,7 +24,7 @@ from tercet.server.models.checkpoint.weights import Into
 from tercet.server.models.spec import HeadSpec, StackSpec, TransformerSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
 
 PADDING_ROWS = 2  # fairseq's learned positions begin behind the id of padding, which is 1
@@ -89,9 +89,8 @@ SINUSOIDS: dict[str, Into | str | None] = {
 }
 
 
-def spec(config: Config, stored: Collection[str], **both: Any) -> TransformerSpec:
+def spec(config: Config, **both: Any) -> TransformerSpec:
     """Two stacks with `both` of a `StackSpec`; positions that are no sinusoids are learned."""
-    del stored
     learned = "sinusoids" not in both
     if learned:
         both |= {"learned_positions": config["max_length"] + PADDING_ROWS, "position_offset": PADDING_ROWS}

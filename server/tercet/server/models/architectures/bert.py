@@ -10,8 +10,6 @@ from tercet.server.models.architectures.architecture import BASE, Architecture, 
 from tercet.server.models.architectures.tables import affine
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.checkpoint.config import Config
     from tercet.server.models.checkpoint.weights import WeightTable
     from tercet.server.models.spec import TransformerSpec
@@ -44,9 +42,8 @@ WEIGHTS = {
 }
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """BERT's transformer."""
-    del stored
     return bert_kin.spec(config, token_types=config["token_types"])
 
 

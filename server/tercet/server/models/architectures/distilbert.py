@@ -19,8 +19,6 @@ from tercet.server.models.architectures.architecture import (
 from tercet.server.models.checkpoint.config import choice, flag, integer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.checkpoint.config import Config
     from tercet.server.models.spec import TransformerSpec
 
@@ -51,9 +49,8 @@ WEIGHTS = {
 }
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """DistilBERT's transformer."""
-    del stored
     return bert_kin.spec(config)
 
 

@@ -17,8 +17,6 @@ from tercet.server.models.architectures.tables import affine
 from tercet.server.models.checkpoint.config import integer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.checkpoint.config import Config
     from tercet.server.models.spec import TransformerSpec
 
@@ -43,9 +41,8 @@ WEIGHTS = {
 }
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """ELECTRA's transformer."""
-    del stored
     narrow = config["embedding_size"] != config["hidden_size"]
     return bert_kin.spec(
         config, token_types=config["token_types"], embedding_size=config["embedding_size"] if narrow else None

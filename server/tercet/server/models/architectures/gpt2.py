@@ -19,8 +19,6 @@ from tercet.server.models.architectures.tables import affine
 from tercet.server.models.checkpoint.config import Config, choice, flag, integer, number
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.spec import TransformerSpec
 
 LAYER = gpt_kin.LAYER
@@ -64,9 +62,8 @@ GGUF = GGUFTables(
 )
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """GPT-2's transformer."""
-    del stored
     return gpt_kin.spec(
         config,
         attention_scale=None if config["scaled"] else 1.0,

@@ -21,8 +21,6 @@ from tercet.server.models.checkpoint.config import Config, Key, choice, each, fl
 from tercet.server.models.checkpoint.weights import Into
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.spec import TransformerSpec
 
 LOCAL = {"global": False, "local": True}
@@ -72,9 +70,8 @@ WEIGHTS = {
 }
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """GPT-Neo's transformer: scores are not scaled, and a local query sees itself and the `window` - 1 keys before."""
-    del stored
     if len(config["local"]) != config["layers"]:
         raise config.refuse("local", f"it must make {config['layers']} layers, not {len(config['local'])}")
     window = (config["window"] - 1, 0)

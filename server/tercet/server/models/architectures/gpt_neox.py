@@ -20,8 +20,6 @@ from tercet.server.models.checkpoint.config import Config, choice, flag, integer
 from tercet.server.models.checkpoint.weights import Into
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.spec import TransformerSpec
 
 CONFIG = {
@@ -60,9 +58,8 @@ WEIGHTS = {
 OUTPUT = {"embed_out.weight": "head.output.weight", "lm_head.weight": Into("head.output.weight", spare=True)}
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """GPT-NeoX's transformer."""
-    del stored
     return gpt_kin.spec(
         config,
         parallel=config["parallel"],

@@ -9,8 +9,6 @@ from tercet.server.models.architectures.architecture import LENGTH, Architecture
 from tercet.server.models.checkpoint.config import Config, flag, integer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.spec import TransformerSpec
 
 CONFIG = {
@@ -21,11 +19,10 @@ CONFIG = {
 }
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """Llama's transformer: biases where the config has them."""
     return llama_kin.spec(
         config,
-        stored,
         qkv_bias=config["attention_bias"],
         attention_output_bias=config["attention_bias"],
         feedforward_bias=config["feedforward_bias"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tercet.server.models.architectures import rotary
 from tercet.server.models.architectures.architecture import (
@@ -30,9 +30,6 @@ from tercet.server.models.checkpoint.config import Config, choice, flag, integer
 from tercet.server.models.checkpoint.weights import Into
 from tercet.server.models.spec import StackSpec, TransformerSpec
 
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
 CONFIG = {
     **sizes(),
     "num_key_value_heads": integer("kv_heads", *HEADS, default=None),
@@ -47,6 +44,8 @@ CONFIG = {
     **LABELS,
 }
 
+# Llama 3's scaling of the rotary frequencies, made from the config at conversion.
+ROTARY_FACTORS = "rope_freqs.weight"
 LAYER = "decoder.layers.{}"
 WEIGHTS = {
     "embed_tokens.weight": "vocabulary.weight",
@@ -71,7 +70,7 @@ WEIGHTS = {
 }
 
 
-def spec(config: Config, stored: Collection[str], **others: Any) -> TransformerSpec:
+def spec(config: Config, **others: Any) -> TransformerSpec:
     """A decoder; `others` are what is special in its stack."""
     size = head_dim(config)
     for name in ("value_dim", "rotary_dim"):
@@ -82,8 +81,6 @@ def spec(config: Config, stored: Collection[str], **others: Any) -> TransformerS
     if config["rotary_share"] != 1:
         raise config.refuse("rotary_share", "it must be 1: all of a head is rotated")
     positions = rotary.rotary(config, size)
-    if "decoder.rotaries.0.factors" in stored:
-        positions = replace(positions, scaling="factors")
     decoder = StackSpec(
         layers=config["layers"],
         hidden_size=config["hidden_size"],
@@ -146,8 +143,7 @@ def gguf(name: str, *, interleaved: bool = False, **implied: Any) -> GGUFTables:
             "blk.{}.attn_k_norm.weight": f"{LAYER}.attention.body.k_norm.weight",
             "output_norm.weight": "decoder.final_norm.weight",
             "output.weight": "head.output.weight",
-            # Llama 3's scaling of the rotary frequencies, made from the config at conversion.
-            "rope_freqs.weight": "decoder.rotaries.0.factors",
+            ROTARY_FACTORS: "decoder.rotaries.0.factors",
             **affine(
                 {
                     "blk.{}.attn_q": Into(f"{LAYER}.attention.body.qkv", fuse="q", interleaved=interleaved),
@@ -160,4 +156,5 @@ def gguf(name: str, *, interleaved: bool = False, **implied: Any) -> GGUFTables:
                 }
             ),
         },
+        told={ROTARY_FACTORS: "rotary_factors"},
     )

@@ -9,8 +9,6 @@ from tercet.server.models.architectures.architecture import ACTIVATIONS, BASE, V
 from tercet.server.models.checkpoint.config import choice, flag, integer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.checkpoint.config import Config
     from tercet.server.models.spec import TransformerSpec
 
@@ -21,10 +19,10 @@ CONFIG = bart_kin.CONFIG | {
 }
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """M2M100's transformer; its first position is that behind the padding's id."""
     offset = config["padding"] + 1
-    return bart_kin.spec(config, stored, norm_place="pre", final_norm=True, sinusoids="fairseq", position_offset=offset)
+    return bart_kin.spec(config, norm_place="pre", final_norm=True, sinusoids="fairseq", position_offset=offset)
 
 
 M2M_100 = Architecture(

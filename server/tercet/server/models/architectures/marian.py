@@ -10,8 +10,6 @@ from tercet.server.models.architectures.architecture import BASE, VOCABULARY, Ar
 from tercet.server.models.checkpoint.config import flag, integer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.checkpoint.config import Config
     from tercet.server.models.spec import TransformerSpec
 
@@ -21,9 +19,9 @@ CONFIG = bart_kin.CONFIG | {
 }
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """Marian's transformer, with one vocabulary or two."""
-    shared = bart_kin.spec(config, stored, norm_place="post", sinusoids="halves")
+    shared = bart_kin.spec(config, norm_place="post", sinusoids="halves")
     return shared if config["shared"] else replace(shared, target_vocab_size=target_vocab_size(config))
 
 

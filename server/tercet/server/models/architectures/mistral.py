@@ -9,8 +9,6 @@ from tercet.server.models.architectures.architecture import LENGTH, Architecture
 from tercet.server.models.checkpoint.config import Config, integer, nullable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.spec import TransformerSpec
 
 CONFIG = {
@@ -20,9 +18,9 @@ CONFIG = {
 }
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """Mistral's transformer: no biases, and a query sees itself and the `window` - 1 keys before."""
-    return llama_kin.spec(config, stored, windows=((config["window"] - 1, 0) if config["window"] else None,))
+    return llama_kin.spec(config, windows=((config["window"] - 1, 0) if config["window"] else None,))
 
 
 MISTRAL = Architecture(

@@ -20,8 +20,6 @@ from tercet.server.models.checkpoint.config import Config, Section, choice, each
 from tercet.server.models.spec import HeadSpec, RotarySpec, StackSpec, TransformerSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.spec import HeadTask
 
 GLOBAL_THETA = number("global_theta", 0, 1e12, default=160_000.0)
@@ -101,9 +99,8 @@ WEIGHTS = {
 }
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """ModernBERT's transformer."""
-    del stored
     size = config.quotient("hidden_size", "heads")
     if size % 2:
         raise config.refuse("heads", f"it makes heads of {size}, which must be even for rotary positions")

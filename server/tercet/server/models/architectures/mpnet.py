@@ -11,8 +11,6 @@ from tercet.server.models.checkpoint.config import integer
 from tercet.server.models.spec import RelativeBiasSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.checkpoint.config import Config
     from tercet.server.models.spec import TransformerSpec
 
@@ -45,9 +43,8 @@ WEIGHTS = {
 }
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """MPNet's transformer."""
-    del stored
     bias = RelativeBiasSpec(buckets=BUCKETS, max_distance=MAX_DISTANCE, bidirectional=True)
     return bert_kin.spec(config, position_offset=POSITION_OFFSET, relative_bias=bias)
 

@@ -9,8 +9,6 @@ from tercet.server.models.architectures.architecture import BASE, Architecture, 
 from tercet.server.models.checkpoint.config import Config, choice
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.spec import TransformerSpec
 
 CONFIG = {
@@ -28,9 +26,8 @@ WEIGHTS = {
 }
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """GPT's transformer."""
-    del stored
     return gpt_kin.spec(config, norm_place="post", final_norm=False)
 
 

@@ -22,8 +22,6 @@ from tercet.server.models.checkpoint.config import Config, choice, flag, integer
 from tercet.server.models.checkpoint.weights import Into
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.checkpoint.weights import WeightTable
     from tercet.server.models.spec import TransformerSpec
 
@@ -67,9 +65,8 @@ def weights(config: Config) -> WeightTable:
     }
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """OPT's transformer; words may be narrower than what the layers pass on, and so is then what comes out of them."""
-    del stored
     width = config["embedding_size"] if config["embedding_size"] != config["hidden_size"] else None
     return gpt_kin.spec(
         config,

@@ -9,8 +9,6 @@ from tercet.server.models.architectures.architecture import LENGTH, Architecture
 from tercet.server.models.checkpoint.config import Config, each, flag, integer, nullable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.spec import TransformerSpec, Window
 
 CONFIG = {
@@ -37,9 +35,9 @@ def windows(config: Config) -> tuple[Window | None, ...]:
     return tuple(window if narrow else None for narrow in windowed)
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """Qwen2's transformer."""
-    return llama_kin.spec(config, stored, windows=windows(config), qkv_bias=True)
+    return llama_kin.spec(config, windows=windows(config), qkv_bias=True)
 
 
 QWEN2 = Architecture(

@@ -9,8 +9,6 @@ from tercet.server.models.architectures.architecture import HEAD_DIM, Architectu
 from tercet.server.models.checkpoint.config import Config, flag, integer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.spec import TransformerSpec
 
 CONFIG = {
@@ -20,11 +18,10 @@ CONFIG = {
 }
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """Qwen3's transformer."""
     return llama_kin.spec(
         config,
-        stored,
         windows=qwen2.windows(config),
         qk_norm=True,
         qkv_bias=config["attention_bias"],

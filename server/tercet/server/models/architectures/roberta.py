@@ -20,8 +20,6 @@ from tercet.server.models.architectures.tables import affine
 from tercet.server.models.checkpoint.config import integer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from tercet.server.models.checkpoint.config import Config
     from tercet.server.models.spec import TransformerSpec
 
@@ -30,9 +28,8 @@ MASKED_LM = bert_kin.masked_lm(
 )
 
 
-def spec(config: Config, stored: Collection[str]) -> TransformerSpec:
+def spec(config: Config) -> TransformerSpec:
     """RoBERTa's transformer."""
-    del stored
     return bert_kin.spec(config, token_types=config["token_types"], position_offset=config["padding"] + 1)
 
 

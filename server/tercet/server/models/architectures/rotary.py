@@ -42,7 +42,8 @@ CONFIG = {
 
 def rotary(config: Config, head_dim: int) -> RotarySpec:
     """The rotary positions of heads of `head_dim`."""
-    kind, original = config["scaling"], config["original_max_length"] or config["max_length"]
+    kind = "factors" if config.get("rotary_factors", False) else config["scaling"]
+    original = config["original_max_length"] or config["max_length"]
     factor: float = config["factor"] or config["max_length"] / original
     if config["factor"] is None and kind in ("linear", "llama3"):
         raise config.refuse("scaling", "it must have a factor beside it")

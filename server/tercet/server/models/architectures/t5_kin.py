@@ -24,7 +24,7 @@ from tercet.server.models.checkpoint.weights import Into
 from tercet.server.models.spec import HeadSpec, RelativeBiasSpec, StackSpec, TransformerSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from tercet.server.models.checkpoint.weights import WeightTable
 
@@ -100,9 +100,8 @@ def weights(*, bias_per_layer: bool = False) -> dict[str, Into | str | None]:
     return table
 
 
-def spec(config: Config, stored: Collection[str], *, bias_per_layer: bool = False) -> TransformerSpec:
+def spec(config: Config, *, bias_per_layer: bool = False) -> TransformerSpec:
     """RMS norms before each branch, unscaled scores, no biases but those of the positions."""
-    del stored
     if config["max_distance"] <= config["buckets"] // 2:
         raise config.refuse("max_distance", f"it must be above half of the {config['buckets']} buckets")
     activation, gated = map(config.get, ("activation", "gated"), config["feed_forward"])
