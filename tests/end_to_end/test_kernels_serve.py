@@ -1,5 +1,7 @@
 """Requests over gRPC computed by the Triton kernels, in Triton's interpreter: same answers as the CPU's path."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,8 @@ INTERPRETER = {"TRITON_INTERPRET": "1"}
 def answers(checkpoints, ask, *flags, env=None):
     """What every model says, and every `op/impl` that ran."""
     with running_server(checkpoints, *flags, env=env) as server, Client(server.address, timeout=120) as client:
-        said = {model: ask(client, model) for model in checkpoints}
+        with ThreadPoolExecutor(len(checkpoints)) as models:
+            said = dict(zip(checkpoints, models.map(lambda model: ask(client, model), checkpoints), strict=True))
         launches = samples(server, "tercet_kernel_launches_total")
     return said, {(labels["op"], labels["impl"]) for labels, count in launches if count > 0}
 
@@ -27,9 +30,13 @@ def of_every_kind(client, model):
     """Vectors, or tokens: greedy, and sampled twice."""
     if model == "bert":
         return client.embed(TEXTS, model=model)
-    outputs = [client.generate(text, model=model, max_new_tokens=6, temperature=0) for text in TEXTS]
-    sampled = client.generate(TEXTS[1], model=model, max_new_tokens=6, temperature=1.0, top_k=20, seed=7, n=2)
-    return [output.token_ids for output in [*outputs, *sampled.outputs]]
+    ways = [{"temperature": 0}] * len(TEXTS) + [{"temperature": 1.0, "top_k": 20, "seed": 7, "n": 2}]
+    with ThreadPoolExecutor(len(ways)) as callers:
+        calls = [
+            callers.submit(client.generate, text, model=model, max_new_tokens=6, **way)
+            for text, way in zip([*TEXTS, TEXTS[1]], ways, strict=True)
+        ]
+        return [output.token_ids for call in calls for output in call.result().outputs]
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -52,9 +59,14 @@ def of_one_text(client, model):
     features = client.embed(TEXTS[1], model=model, pooling="none")
     if "generate" not in {task for info in client.models() if info.name == model for task in info.tasks}:
         return features, []
-    options = {"model": model, "max_new_tokens": 4, "temperature": 0}
-    written = [client.generate(TEXTS[1], **options), client.generate(TEXTS[1], num_beams=2, n=2, **options)]
-    return features, [output.token_ids for generation in written for output in generation.outputs]
+    with ThreadPoolExecutor(2) as callers:
+        greedy, beams = callers.map(
+            lambda beams: client.generate(
+                TEXTS[1], model=model, max_new_tokens=4, temperature=0, num_beams=beams, n=beams
+            ),
+            (1, 2),
+        )
+    return features, [output.token_ids for output in [*greedy.outputs, *beams.outputs]]
 
 
 @pytest.mark.parametrize("family", [ENCODERS, DECODERS, SEQ2SEQ], ids=["encoders", "decoders", "seq2seq"])
