@@ -6,18 +6,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tercet.server import wire
-from tercet.server.service.answers import Work, ask
-from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt, to_status
+from tercet.server.service.answers import ask, to_items, tokens_of
+from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt, unless_error
 from tercet.server.service.fields import MOST_RESULTS, number, usage
-from tercet.server.service.predictions import prediction
-from tercet.server.service.windows import Parts, windows
+from tercet.server.service.windows import Tally, windows, works
 from tercet.server.text.scores import from_bytes
 from tercet.server.text.spans import answer_spans
 from tercet.v1.understanding_pb2 import Answer, AnswerItem, AnswerRequest, AnswerResponse, Answers, Question
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tercet.server.config import Settings
     from tercet.server.metrics import Metrics
     from tercet.server.service.registry import Registry, Target
@@ -45,15 +42,11 @@ class Answerer:
         top_k = number(request, "top_k", 1, MOST_RESULTS)
         max_tokens = number(request, "max_answer_tokens", _ANSWER_TOKENS, MOST_RESULTS)
         divided = await self._windows(request, target)
-        works: list[Work | ServiceError] = [
-            Work(f"questions[{i}]", [prediction(target, window.ids, window.type_ids, call) for window in read])
-            if isinstance(read, list)
-            else read
-            for i, read in enumerate(divided)
-        ]
-        replies = await ask(target, works, wire.Prediction, self._metrics)
+        asked = works("questions", divided, target, call)
+        replies = await ask(target, asked, wire.Prediction, self._metrics)
 
-        def answers(context: str, read: Sequence[Encoded], reply: Sequence[wire.Prediction]) -> Answers:
+        def answers(i: int, reply: list[wire.Prediction]) -> Answers:
+            context, read = request.questions[i].context, unless_error(divided[i])
             outputs = [from_bytes(part.data, len(window), 2) for window, part in zip(read, reply, strict=True)]
             parts = list(zip(read, outputs, strict=True))
             start_id = target.text.start_id
@@ -64,17 +57,10 @@ class Answerer:
             return Answers(answers=found, no_answer_score=none)
 
         def respond() -> AnswerResponse:
-            items: list[AnswerItem] = []
-            for question, read, work, reply in zip(request.questions, divided, works, replies, strict=True):
-                item = AnswerItem(prompt_tokens=work.tokens if isinstance(work, Work) else 0)
-                if isinstance(reply, ServiceError):
-                    item.error.CopyFrom(to_status(reply))
-                elif isinstance(read, list):
-                    item.answers.CopyFrom(answers(question.context, read, reply))
-                items.append(item)
+            items = to_items(AnswerItem, asked, replies, answers=answers)
             return AnswerResponse(model=target.model.name, items=items, usage=usage(items))
 
-        return await self._sequencer.run(sum(work.tokens for work in works if isinstance(work, Work)), respond)
+        return await self._sequencer.run(tokens_of(asked), respond)
 
     async def _windows(self, request: AnswerRequest, target: Target) -> list[list[Encoded] | ServiceError]:
         """For each question what the model reads, or why it is refused. Raises InvalidArgumentError."""
@@ -83,12 +69,12 @@ class Answerer:
         stride = request.stride if request.HasField("stride") else min(_STRIDE, longest // 2)
         sequencer.check_count("questions", len(asked))
         sequencer.check_chars("questions", sum(len(each.question) + len(each.context) for each in asked))
-        parts = Parts(self._settings)
+        tally = Tally(self._settings)
 
         def divide(i: int, encoded: Encoded) -> list[Encoded]:
             if 1 not in encoded.sequence:
                 raise InvalidArgumentError(f"questions[{i}].context", "has no tokens")
-            return windows(f"questions[{i}].question", encoded, longest, stride, parts)
+            return windows(f"questions[{i}].question", encoded, longest, stride, tally)
 
         given = [attempt(partial(self._pair, i, each)) for i, each in enumerate(asked)]
         pairs = {i: pair for i, pair in enumerate(given) if isinstance(pair, tuple)}

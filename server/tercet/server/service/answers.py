@@ -1,10 +1,10 @@
-"""Asking an engine for many answers at once, and waiting for all of them."""
+"""Asking an engine for many answers at once, waiting for all of them, and making items of responses of them."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tercet.server import wire
 from tercet.server.channel import prompt_tokens
@@ -15,10 +15,13 @@ from tercet.server.service.errors import (
     InternalError,
     InvalidArgumentError,
     ServiceError,
+    to_status,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from google.protobuf.message import Message
 
     from tercet.server.channel import Output
     from tercet.server.metrics import Metrics
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 Question = wire.Embed | wire.Predict | wire.FillMask | wire.Score
 Answer = TypeVar("Answer", bound=wire.Embedding | wire.Prediction | wire.Candidates | wire.Scored)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,11 @@ class Work:
     def tokens(self) -> int:
         """That the model reads for it."""
         return sum(map(prompt_tokens, self.questions))
+
+
+def tokens_of(works: Iterable[Work | ServiceError]) -> int:
+    """That the model reads for all of them."""
+    return sum(work.tokens for work in works if isinstance(work, Work))
 
 
 def refusal(rejected: wire.Rejected, field: str) -> ServiceError:
@@ -138,3 +147,24 @@ def _together(work: Work, results: Mapping[int, Answer | ServiceError]) -> list[
             return result
         answers.append(result)
     return answers
+
+
+def to_items(
+    item: Callable[..., Item],
+    works: Sequence[Work | ServiceError],
+    answers: Sequence[list[Answer] | ServiceError],
+    /,
+    **outcome: Callable[[int, list[Answer]], Message],
+) -> list[Item]:
+    """What became of each work, as an item of a response: by the name of its field what the answers come to, made of
+    the work's number and its answers; or the error.
+    """
+    items: list[Item] = []
+    for i, (work, answer) in enumerate(zip(works, answers, strict=True)):
+        fields: dict[str, Any] = {"prompt_tokens": work.tokens} if isinstance(work, Work) else {}
+        if isinstance(answer, ServiceError):
+            fields["error"] = to_status(answer)
+        else:
+            fields |= {name: make(i, answer) for name, make in outcome.items()}
+        items.append(item(**fields))
+    return items

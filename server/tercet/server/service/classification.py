@@ -7,12 +7,12 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from tercet.server import wire
-from tercet.server.service.answers import Work, ask
-from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt, to_status
+from tercet.server.service.answers import Work, ask, to_items
+from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt
 from tercet.server.service.fields import number, usage
 from tercet.server.service.predictions import prediction
 from tercet.server.service.sequences import Limit, Sequencer, TokenSequence
-from tercet.server.service.windows import Parts
+from tercet.server.service.windows import Tally
 from tercet.server.text.scores import activate, default_activation, entailed, from_bytes
 from tercet.v1.understanding_pb2 import (
     Activation,
@@ -77,16 +77,10 @@ class Classifier:
         else:
             score = _by_activation(request, target)
             works = await self._readings(request, target, call)
-        items: list[ClassifyItem] = []
-        for work, answer in zip(works, await ask(target, works, wire.Prediction, self._metrics), strict=True):
-            item = ClassifyItem()
-            if isinstance(work, Work):
-                item.prompt_tokens, item.truncated = work.tokens, work.truncated
-            if isinstance(answer, ServiceError):
-                item.error.CopyFrom(to_status(answer))
-            else:
-                item.labels.CopyFrom(_best(labels, score(answer), top_k))
-            items.append(item)
+        answers = await ask(target, works, wire.Prediction, self._metrics)
+        items = to_items(ClassifyItem, works, answers, labels=lambda _, answer: _best(labels, score(answer), top_k))
+        for item, work in zip(items, works, strict=True):
+            item.truncated = isinstance(work, Work) and work.truncated
         return ClassifyResponse(model=target.model.name, items=items, usage=usage(items))
 
     async def _readings(self, request: ClassifyRequest, target: Target, call: Call) -> Works:
@@ -115,13 +109,13 @@ class Classifier:
         chars = sum(len(item.input.text) for item in inputs) * len(hypotheses)
         sequencer.check_chars("inputs", chars + len(inputs) * sum(map(len, hypotheses)))
         limit = Limit(target.model.longest_read, request.truncate, cut_to=target.model.longest_read, cut="first")
-        parts = Parts(self._settings)
+        tally = Tally(self._settings)
 
         def divide(i: int) -> str:
             text = self._text(inputs[i], i)
             if inputs[i].HasField("pair"):
                 raise InvalidArgumentError(f"inputs[{i}].pair", "must not be set with zero_shot")
-            parts.add(f"inputs[{i}]", len(hypotheses))
+            tally.add(f"inputs[{i}]", len(hypotheses))
             return text
 
         given = [attempt(partial(divide, i)) for i in range(len(inputs))]

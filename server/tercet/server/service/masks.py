@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tercet.server import wire
-from tercet.server.service.answers import Work, ask
-from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt, to_status
+from tercet.server.service.answers import Work, ask, to_items
+from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt
 from tercet.server.service.fields import MOST_RESULTS, number, usage
 from tercet.server.service.sequences import Limit
 from tercet.v1.understanding_pb2 import Fill, FilledMasks, FillMaskItem, FillMaskRequest, FillMaskResponse, Fills
@@ -61,14 +61,8 @@ class MaskFiller:
             sequence if isinstance(sequence, ServiceError) else attempt(partial(work, field, sequence))
             for field, sequence in zip(fields, sequences, strict=True)
         ]
-        items: list[FillMaskItem] = []
-        for asked, answer in zip(works, await ask(target, works, wire.Candidates, self._metrics), strict=True):
-            item = FillMaskItem(prompt_tokens=asked.tokens if isinstance(asked, Work) else 0)
-            if isinstance(answer, ServiceError):
-                item.error.CopyFrom(to_status(answer))
-            else:
-                item.filled.CopyFrom(_filled(answer[0], tokenizer))
-            items.append(item)
+        answers = await ask(target, works, wire.Candidates, self._metrics)
+        items = to_items(FillMaskItem, works, answers, filled=lambda _, answer: _filled(answer[0], tokenizer))
         return FillMaskResponse(model=target.model.name, items=items, usage=usage(items))
 
     def _targets(self, targets: Strings, text: TextModel) -> list[int]:

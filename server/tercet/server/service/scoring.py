@@ -7,12 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tercet.server import wire
-from tercet.server.service.answers import Work, ask
-from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt, to_status, unless_error
+from tercet.server.service.answers import Work, ask, to_items
+from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt, unless_error
 from tercet.server.service.fields import usage
 from tercet.server.service.languages import target_translation, translation
 from tercet.server.service.sequences import Limit
-from tercet.server.service.windows import Parts
+from tercet.server.service.windows import Tally
 from tercet.v1.scoring_pb2 import Score, ScoreItem, ScoreRequest, ScoreResponse
 
 if TYPE_CHECKING:
@@ -48,14 +48,8 @@ class ScoringServicer:
         else:
             works = await self._of_texts(request, target, call)
         kind = wire.Scored if "generate" in target.info.tasks else wire.Candidates
-        items: list[ScoreItem] = []
-        for work, answer in zip(works, await ask(target, works, kind, self._metrics), strict=True):
-            item = ScoreItem(prompt_tokens=work.tokens if isinstance(work, Work) else 0)
-            if isinstance(answer, ServiceError):
-                item.error.CopyFrom(to_status(answer))
-            elif isinstance(work, Work):
-                item.score.CopyFrom(_score(work, answer))
-            items.append(item)
+        answers = await ask(target, works, kind, self._metrics)
+        items = to_items(ScoreItem, works, answers, score=lambda i, answer: _score(unless_error(works[i]), answer))
         return ScoreResponse(model=target.model.name, items=items, usage=usage(items))
 
     async def _of_targets(self, request: ScoreRequest, target: Target, call: Call) -> Works:
@@ -93,7 +87,7 @@ class ScoringServicer:
         """What a decoder is asked of each text, once, or a masked model, once for each token."""
         translation(request, target.text)
         texts = await self._sequences(request, target, "text", target.model.longest_read)
-        parts = Parts(self._settings)
+        tally = Tally(self._settings)
 
         def work(i: int) -> Work:
             if request.inputs[i].HasField("source"):
@@ -102,7 +96,7 @@ class ScoringServicer:
             if "generate" in target.info.tasks:
                 question = wire.Score(id=target.channel.new_id(), token_ids=ids, deadline=call.deadline)
                 return _work(f"inputs[{i}].text", question)
-            return _masked(f"inputs[{i}].text", unless_error(texts[i]), target, parts, call)
+            return _masked(f"inputs[{i}].text", unless_error(texts[i]), target, tally, call)
 
         return [attempt(partial(work, i)) for i in range(len(request.inputs))]
 
@@ -128,13 +122,13 @@ def _work(field: str, *questions: wire.Score | wire.FillMask) -> Work:
     return Work(field, questions)
 
 
-def _masked(field: str, text: TokenSequence, target: Target, parts: Parts, call: Call) -> Work:
+def _masked(field: str, text: TokenSequence, target: Target, tally: Tally, call: Call) -> Work:
     """What a masked model is asked: each token that is no special one, in a copy of the text where it is masked."""
     ids = text.token_ids
     special = target.text.tokenizer.special_ids - {target.text.unknown_id}
     mask = [target.text.mask[1]] if target.text.mask is not None else []
     places = [place for place, id in enumerate(ids) if id not in special]
-    parts.add(field, len(places), len(places) * len(ids))
+    tally.add(field, len(places), len(places) * len(ids))
     return _work(
         field,
         *(

@@ -6,18 +6,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tercet.server import wire
-from tercet.server.service.answers import Work, ask
-from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt, to_status
+from tercet.server.service.answers import ask, to_items, tokens_of
+from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt, unless_error
 from tercet.server.service.fields import usage
-from tercet.server.service.predictions import prediction
-from tercet.server.service.windows import Parts, windows
+from tercet.server.service.windows import Tally, windows, works
 from tercet.server.text.scores import from_bytes
 from tercet.server.text.spans import Subwords, label_spans
 from tercet.v1.understanding_pb2 import Aggregation, Span, Spans, TagItem, TagRequest, TagResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tercet.server.config import Settings
     from tercet.server.metrics import Metrics
     from tercet.server.service.registry import Registry, Target
@@ -53,46 +50,35 @@ class Tagger:
         ignored = request.ignore_labels.values if request.HasField("ignore_labels") else (_OUTSIDE,)
         subwords = Subwords(bool(target.text.tokenizer.subword_prefix), target.text.unknown_id)
         divided = await self._windows(request, target)
-        works: list[Work | ServiceError] = [
-            Work(f"texts[{i}]", [prediction(target, window.ids, window.type_ids, call) for window in read])
-            if isinstance(read, list)
-            else read
-            for i, read in enumerate(divided)
-        ]
-        answers = await ask(target, works, wire.Prediction, self._metrics)
+        asked = works("texts", divided, target, call)
+        answers = await ask(target, asked, wire.Prediction, self._metrics)
 
-        def spans(text: str, read: Sequence[Encoded], answer: Sequence[wire.Prediction]) -> Spans:
+        def spans(i: int, answer: list[wire.Prediction]) -> Spans:
+            text, read = request.texts[i], unless_error(divided[i])
             outputs = [from_bytes(part.data, len(window), -1) for window, part in zip(read, answer, strict=True)]
             parts = list(zip(read, outputs, strict=True))
             found = label_spans(text, parts, target.text.labels, kind, ignored, subwords)
             return Spans(spans=[Span(text=text[span.start : span.end], **span._asdict()) for span in found])
 
         def respond() -> TagResponse:
-            items: list[TagItem] = []
-            for text, read, work, answer in zip(request.texts, divided, works, answers, strict=True):
-                item = TagItem(prompt_tokens=work.tokens if isinstance(work, Work) else 0)
-                if isinstance(answer, ServiceError):
-                    item.error.CopyFrom(to_status(answer))
-                elif isinstance(read, list):
-                    item.spans.CopyFrom(spans(text, read, answer))
-                items.append(item)
+            items = to_items(TagItem, asked, answers, spans=spans)
             return TagResponse(model=target.model.name, items=items, usage=usage(items))
 
-        return await self._sequencer.run(sum(work.tokens for work in works if isinstance(work, Work)), respond)
+        return await self._sequencer.run(tokens_of(asked), respond)
 
     async def _windows(self, request: TagRequest, target: Target) -> list[list[Encoded] | ServiceError]:
         """For each text what the model reads, or why it is refused. Raises InvalidArgumentError."""
         texts, sequencer, longest = request.texts, self._sequencer, target.model.longest_read
         sequencer.check_count("texts", len(texts))
         sequencer.check_chars("texts", sum(map(len, texts)))
-        parts = Parts(self._settings)
+        tally = Tally(self._settings)
 
         def divide(i: int, encoded: Encoded) -> list[Encoded]:
             field = f"texts[{i}]"
             if not encoded:
                 raise InvalidArgumentError(field, "has no tokens")
             if request.HasField("stride"):
-                return windows(field, encoded, longest, request.stride, parts)
+                return windows(field, encoded, longest, request.stride, tally)
             if len(encoded) > longest:
                 problem = f"has {len(encoded)} tokens, the limit is {longest}; with stride it is read in windows"
                 raise InvalidArgumentError(field, problem)

@@ -1,17 +1,23 @@
-"""Inputs that are read in several sequences: windows, hypotheses, tokens to mask."""
+"""Inputs that are read in several sequences: how many a call may have, and long texts among them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tercet.server.service.errors import InvalidArgumentError
+from tercet.server.service.answers import Work
+from tercet.server.service.errors import InvalidArgumentError, ServiceError
+from tercet.server.service.predictions import prediction
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tercet.server.config import Settings
+    from tercet.server.service.registry import Target
+    from tercet.server.service.rpc import Call
     from tercet.server.text import Encoded
 
 
-class Parts:
+class Tally:
     """Counts the sequences that the inputs of one call become: at most as many as a queue holds."""
 
     def __init__(self, settings: Settings) -> None:
@@ -29,19 +35,31 @@ class Parts:
         self._counted = counts
 
 
-def windows(field: str, encoded: Encoded, max_length: int, overlap: int, parts: Parts) -> list[Encoded]:
+def windows(field: str, encoded: Encoded, max_length: int, overlap: int, tally: Tally) -> list[Encoded]:
     """A text, of a pair the second, in windows of at most `max_length` tokens that share `overlap`.
 
     `field`: what leaves windows no room where they have too little. Raises InvalidArgumentError.
     """
     excess = len(encoded) - max_length
     if excess <= 0:
-        parts.add(field, 1, len(encoded))
+        tally.add(field, 1, len(encoded))
         return [encoded]
     room = max_length - encoded.added_before - encoded.added_after
     if room <= overlap:
         problem = f"leaves {max(room, 0)} of {max_length} tokens to a window, which must be more than stride, {overlap}"
         raise InvalidArgumentError(field, problem)
     count = 1 - (-excess // (room - overlap))
-    parts.add(field, count, count * max_length)
+    tally.add(field, count, count * max_length)
     return encoded.windows(max_length, overlap)
+
+
+def works(
+    field: str, divided: Sequence[list[Encoded] | ServiceError], target: Target, call: Call
+) -> list[Work | ServiceError]:
+    """What is asked of the windows of each element of a field, or why it is refused."""
+    return [
+        Work(f"{field}[{i}]", [prediction(target, window.ids, window.type_ids, call) for window in read])
+        if isinstance(read, list)
+        else read
+        for i, read in enumerate(divided)
+    ]
