@@ -90,6 +90,14 @@ LAYOUTS = {
     "bge-reranker": Layout(
         "xlm-roberta", "XLMRobertaForSequenceClassification", unused=("roberta.embeddings.position_ids",)
     ),
+    "bert-base-ner": Layout(
+        "bert", "BertForTokenClassification", unused=("bert.embeddings.position_ids", *dense("bert.pooler.dense"))
+    ),
+    "roberta-base-squad2": Layout(
+        "roberta",
+        "RobertaForQuestionAnswering",
+        unused=("roberta.embeddings.position_ids", *dense("roberta.pooler.dense")),
+    ),
     "camembert-ner": Layout(
         "camembert", "CamembertForTokenClassification", unused=("roberta.embeddings.position_ids",)
     ),

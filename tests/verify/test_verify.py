@@ -64,6 +64,14 @@ def test_numbers_that_differ_are_found(tercet_verify, tmp_path, monkeypatch, cha
     assert found["hidden states" if changed == "features" else "log probabilities"] == "FAILED"
 
 
+def test_a_reference_that_computes_no_numbers_is_no_agreement(tercet_verify, tmp_path, monkeypatch):
+    original = Reference.features
+    monkeypatch.setattr(Reference, "features", lambda self, ids: original(self, ids) * torch.nan)
+    result = tercet_verify(tiny(tmp_path / "bert", "bert"))
+    assert findings(result)["hidden states"] == "FAILED"
+    assert result.exit_code == 1
+
+
 def test_tokens_that_differ_are_found(tercet_verify, tmp_path, monkeypatch):
     folder = tiny(tmp_path / "llama", "llama")
     original = Reference.outputs

@@ -131,7 +131,7 @@ def _score_errors(served: Served, reference: Reference, inputs: Inputs) -> list[
 def _error(ours: NDArray[np.float32], expected: Tensor) -> float:
     """‖ours - expected‖ / ‖expected‖; infinite where shapes differ or anything is not finite."""
     theirs = expected.float().numpy()
-    if ours.shape != theirs.shape or not np.isfinite(ours).all():
+    if ours.shape != theirs.shape or not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         return float("inf")
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
