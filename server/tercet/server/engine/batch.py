@@ -12,7 +12,7 @@ import torch
 from tercet.kernels import pad
 from tercet.server.engine.beam import BeamSearch
 from tercet.server.engine.beam_rows import BeamRows, Placed, key_rows, pack_beams, pack_key_rows, unpack_beams
-from tercet.server.engine.memory import pages_of
+from tercet.server.engine.pages import pages_of
 from tercet.server.engine.reading import parts_of
 from tercet.server.engine.sampler import SamplingRows, pack_sampling, unpack_sampling
 from tercet.server.engine.transfer import PackedBuffer

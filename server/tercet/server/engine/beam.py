@@ -173,9 +173,7 @@ class BeamSearch(Sequence):
     def _hypothesis(self, candidates: Continuations, place: int) -> Hypothesis:
         token, request = candidates.tokens[place], self.request
         tokens = [*self._beams[candidates.beams[place]].tokens[len(request.prompt) :], token]
-        if token in request.eos_ids:
-            return Hypothesis(tokens, "eos")
-        return Hypothesis(tokens, "stop" if token in request.stop_ids else "length")
+        return Hypothesis(tokens, request.end(token) or "length")
 
 
 def beam_request(message: Generate, arrival: int, family: Family, max_length: int, page_size: int) -> Request:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tercet.server.engine.pages import pages_of
+
 if TYPE_CHECKING:
     from tercet.server.models import Model
     from tercet.server.wire import EngineSettings
@@ -32,11 +34,6 @@ def activation_bytes(model: Model, settings: EngineSettings) -> int:
 def generates(model: Model) -> bool:
     """Whether a model writes text, and so needs a cache."""
     return model.spec.head is not None and model.spec.head.task == "generate"
-
-
-def pages_of(tokens: int, page_size: int) -> int:
-    """Pages that hold `tokens`."""
-    return -(-tokens // page_size)
 
 
 def longest_read(model: Model, settings: EngineSettings) -> int:

@@ -8,6 +8,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+def pages_of(tokens: int, page_size: int) -> int:
+    """Pages that hold `tokens`."""
+    return -(-tokens // page_size)
+
+
 class PagePool:
     """The pages of one cache and how many sequences hold each.
 

@@ -15,6 +15,8 @@ from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
+from tercet.server.engine.pages import pages_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -169,7 +171,7 @@ class Scheduler:
         request = sequence.request
         shared = self._shared_pages(sequence) or []
         own = sequence.page_count(self._page_size) - len(shared)
-        cross = self._pages(len(request.source)) if request.must_encode else 0
+        cross = pages_of(len(request.source), self._page_size) if request.must_encode else 0
         # Each running row may need one more page soon: admitting must not lead to preempting.
         if self._pool.free < own + cross + self.rows or self.rows + sequence.widest > self._max_rows:
             return False
@@ -198,9 +200,6 @@ class Scheduler:
             return None
         filled = (other.pages[:full] for other in running if other.computed >= full * self._page_size)
         return next(filled, None)
-
-    def _pages(self, tokens: int) -> int:
-        return -(-tokens // self._page_size)
 
     def _grow(self, sequence: Sequence) -> bool:
         """Makes sure of the pages of the last tokens; False if they have to wait for older sequences to free some."""

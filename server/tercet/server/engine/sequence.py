@@ -6,6 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from tercet.server.engine.pages import pages_of
 from tercet.server.engine.processors import is_processed
 from tercet.server.wire import Embed, FillMask, Sampling, Score
 
@@ -59,6 +60,12 @@ class Request:
     def longest(self) -> int:
         """Tokens of the source or the target, whichever is longer: the room a row that is read whole takes."""
         return max(len(self.source), len(self.target))
+
+    def end(self, token: int) -> FinishReason | None:
+        """Why a text ends with `token`, however long it is; None if it goes on."""
+        if token in self.eos_ids:
+            return "eos"
+        return "stop" if token in self.stop_ids else None
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +124,7 @@ class Sequence:
 
     def page_count(self, page_size: int) -> int:
         """Pages that hold all tokens."""
-        return -(-len(self.tokens) // page_size)
+        return pages_of(len(self.tokens), page_size)
 
     def restart(self, computed: int) -> None:
         """Starts with the keys and values of so many leading tokens in pages."""
@@ -136,11 +143,7 @@ class Sequence:
     def accept(self, token: int) -> FinishReason | None:
         """Appends a chosen token; says why the sequence ends with it, if it does."""
         self.tokens.append(token)
-        if token in self.request.eos_ids:
-            return "eos"
-        if token in self.request.stop_ids:
-            return "stop"
-        return "length" if len(self.tokens) >= self.request.limit else None
+        return self.request.end(token) or ("length" if len(self.tokens) >= self.request.limit else None)
 
 
 def reading_request(message: Reading, arrival: int) -> Request:

@@ -10,7 +10,8 @@ from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING
 
-from tercet.server.engine.memory import longest_read, longest_sequence, pages_of
+from tercet.server.engine.memory import longest_read, longest_sequence
+from tercet.server.engine.pages import pages_of
 from tercet.server.wire import Embed, FillMask, Generate, Predict, Score
 
 if TYPE_CHECKING:
