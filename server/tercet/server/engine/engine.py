@@ -161,17 +161,18 @@ class Engine:
 
     def _decode(self, chunks: list[Chunk]) -> None:
         started = time.perf_counter()
-        prefill = any(sequence.computed < len(sequence.request.prompt) for sequence, _ in chunks)
         done = self._runner.decode(chunks)
         rows = real = prompt = recomputed = 0
+        phase: Phase = "decode"
         for sequence, length in chunks:
-            end, width = sequence.computed + length, sequence.width
+            request, width, begin, end = sequence.request, sequence.width, sequence.computed, sequence.computed + length
             rows += width
             real += width * length
-            recomputed += width * max(0, min(sequence.read, end) - sequence.computed)
-            prompt += _first_read(
-                sequence.request, len(sequence.request.source) + min(end, len(sequence.request.prompt))
-            )
+            if begin < len(request.prompt):
+                phase = "prefill"
+                prompt += _first_read(request, len(request.source) + min(end, len(request.prompt)))
+            if begin < sequence.read:
+                recomputed += width * (min(sequence.read, end) - begin)
             sequence.computed = end
             sequence.read = max(sequence.read, end)
         for sequence, choice in done.output.choices:
@@ -179,7 +180,6 @@ class Engine:
                 self._accept(sequence, choice)
         for search, continuations in done.output.continuations:
             self._continue(search, continuations)
-        phase = "prefill" if prefill else "decode"
         generated = len(done.output.choices) + sum(search.widest for search, _ in done.output.continuations)
         self._count(phase, (rows, real), done, started, prompt=prompt, generated=generated, recomputed=recomputed)
 
