@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     import tokenizers
 
-    from tercet.server.text.piece_backend import PieceEncoding
+    from tercet.server.text.vocabularies.piece_backend import PieceEncoding
 
 Cut = Literal["first", "second", "longest"]
 

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 from tokenizers import AddedToken
 
-from tercet.server.text.builders import NAMED_TOKENS, checked, guarded
 from tercet.server.text.errors import CheckpointTextError
 from tercet.server.text.fields import MAX_TOKEN_ID, Fields
-from tercet.server.text.kinds import CLASSES, KINDS
-from tercet.server.text.parts import Parts
-from tercet.server.text.spm import sized
+from tercet.server.text.vocabularies.builders import NAMED_TOKENS, checked, guarded
+from tercet.server.text.vocabularies.files import Parts
+from tercet.server.text.vocabularies.kinds import CLASSES, KINDS
+from tercet.server.text.vocabularies.spm import sized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from tercet.server.text.kinds import Kind
     from tercet.server.text.tokenizer import Backend
+    from tercet.server.text.vocabularies.kinds import Kind
 
 # Classes that say nothing of the vocabulary's kind.
 _GENERIC = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer", "AutoTokenizer"})

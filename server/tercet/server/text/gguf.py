@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from tercet.server.text.builders import QWEN_SPLIT, byte_fallback_bpe, byte_level_bpe, checked, guarded, surround_by
 from tercet.server.text.byte_level import spell, spelled
 from tercet.server.text.errors import CheckpointTextError
 from tercet.server.text.fields import Fields
-from tercet.server.text.spm import implied_merges
+from tercet.server.text.vocabularies.builders import (
+    QWEN_SPLIT,
+    byte_fallback_bpe,
+    byte_level_bpe,
+    checked,
+    guarded,
+    surround_by,
+)
+from tercet.server.text.vocabularies.spm import implied_merges
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tercet.server.text.byte_level import unspell
 from tercet.server.text.encoded import from_encoding
-from tercet.server.text.piece_backend import PieceBackend
+from tercet.server.text.vocabularies.piece_backend import PieceBackend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

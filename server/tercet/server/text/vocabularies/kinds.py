@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken
 
-from tercet.server.text import pieces
-from tercet.server.text.builders import QWEN_SPLIT
-from tercet.server.text.parts import (
+from tercet.server.text.vocabularies import pieces
+from tercet.server.text.vocabularies.builders import QWEN_SPLIT
+from tercet.server.text.vocabularies.files import (
     around,
     by_flags,
     byte_level_files,
@@ -24,8 +24,8 @@ from tercet.server.text.parts import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tercet.server.text.parts import Parts
     from tercet.server.text.tokenizer import Backend
+    from tercet.server.text.vocabularies.files import Parts
 
 
 @dataclass(frozen=True)

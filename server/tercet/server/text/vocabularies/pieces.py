@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from tokenizers import AddedToken, Regex, models, normalizers
 
 from tercet.server.text import language_codes
-from tercet.server.text.builders import byte_fallback_bpe, guarded, metaspace
 from tercet.server.text.fields import Fields
-from tercet.server.text.piece_backend import PieceBackend
-from tercet.server.text.spm import SentencePieces, implied_merges, read_pieces
+from tercet.server.text.vocabularies.builders import byte_fallback_bpe, guarded, metaspace
+from tercet.server.text.vocabularies.piece_backend import PieceBackend
+from tercet.server.text.vocabularies.spm import SentencePieces, implied_merges, read_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import tokenizers
 
-    from tercet.server.text.parts import Parts
+    from tercet.server.text.vocabularies.files import Parts
 
 
 def _pieces(parts: Parts) -> SentencePieces:

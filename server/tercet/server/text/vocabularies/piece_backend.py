@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tercet.server.text.errors import CheckpointTextError
-from tercet.server.text.spm import library, sized
+from tercet.server.text.vocabularies.spm import library, sized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, models, processors
 
-from tercet.server.text.builders import byte_level_bpe, guarded, lowercase_bpe, surround, surround_by, wordpiece
 from tercet.server.text.errors import CheckpointTextError
-from tercet.server.text.spm import sized
+from tercet.server.text.vocabularies.builders import (
+    byte_level_bpe,
+    guarded,
+    lowercase_bpe,
+    surround,
+    surround_by,
+    wordpiece,
+)
+from tercet.server.text.vocabularies.spm import sized
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +25,7 @@ if TYPE_CHECKING:
     import tokenizers
 
     from tercet.server.text.fields import Fields
-    from tercet.server.text.piece_backend import PieceBackend
+    from tercet.server.text.vocabularies.piece_backend import PieceBackend
 
 
 @dataclass
