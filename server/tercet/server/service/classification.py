@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tercet.server import wire
 from tercet.server.service.answers import Work, ask, to_items
 from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt
-from tercet.server.service.fields import number, usage
+from tercet.server.service.fields import choice, number, usage
 from tercet.server.service.predictions import prediction
 from tercet.server.service.sequences import Limit, Sequencer, TokenSequence
 from tercet.server.service.windows import Tally
@@ -49,11 +49,7 @@ _KINDS: dict[int, Kind] = {
 
 def activation(request: ClassifyRequest | RerankRequest) -> Kind | None:
     """The request's own activation. Raises InvalidArgumentError where there is none of its number."""
-    if not request.activation:
-        return None
-    if request.activation not in _KINDS:
-        raise InvalidArgumentError("activation", f"{request.activation} is not an Activation, 0 to {max(_KINDS)}")
-    return _KINDS[request.activation]
+    return choice("activation", request.activation, "an Activation", _KINDS) if request.activation else None
 
 
 class Classifier:

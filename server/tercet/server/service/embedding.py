@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tercet.server import wire
 from tercet.server.service.answers import Work, ask
-from tercet.server.service.errors import InvalidArgumentError, ServiceError, to_status
-from tercet.server.service.fields import number, unknown, usage
+from tercet.server.service.errors import ServiceError, to_status
+from tercet.server.service.fields import choice, number, unknown, usage
 from tercet.server.service.rpc import Broken, count_refusal
 from tercet.server.service.sequences import Limit, Sequencer
 from tercet.v1.embedding_pb2 import EmbedItem, EmbedRequest, EmbedResponse, EmbedStreamResponse, Pooling
@@ -133,11 +133,7 @@ class EmbeddingServicer:
 
 def _pooling(request: EmbedRequest) -> wire.Pooling | None:
     """The request's own pooling. Raises InvalidArgumentError where there is none of its number."""
-    if not request.pooling:
-        return None
-    if request.pooling not in _POOLINGS:
-        raise InvalidArgumentError("pooling", f"{request.pooling} is not a Pooling, 0 to {max(_POOLINGS)}")
-    return _POOLINGS[request.pooling]
+    return choice("pooling", request.pooling, "a Pooling", _POOLINGS) if request.pooling else None
 
 
 def _dimensions(request: EmbedRequest, target: Target) -> int:

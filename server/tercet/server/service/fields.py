@@ -1,17 +1,18 @@
-"""What requests and responses have in common: numbers in a range, names among those known, usage."""
+"""What requests and responses have in common: numbers in a range, values of enums, names among those known, usage."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from tercet.server.service.errors import InvalidArgumentError
 from tercet.v1.types_pb2 import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from google.protobuf.message import Message
 
+T = TypeVar("T")
 MOST_RESULTS = 1000  # candidates or answers of one input
 _MOST_NAMES = 20  # in an error
 
@@ -34,6 +35,13 @@ def number(request: Message, name: str, unset: int, high: int | None = None) -> 
     if high is not None and value > high:
         raise InvalidArgumentError(name, f"{value} is more than the limit, {high}")
     return value
+
+
+def choice(field: str, value: int, kind: str, meanings: Mapping[int, T]) -> T:
+    """What a value of an enum means; `kind` is that enum, with its article. Raises InvalidArgumentError."""
+    if value not in meanings:
+        raise InvalidArgumentError(field, f"{value} is not {kind}, 0 to {max(meanings)}")
+    return meanings[value]
 
 
 def unknown(field: str, kind: str, names: Iterable[str]) -> InvalidArgumentError:

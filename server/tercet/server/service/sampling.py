@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tercet.server import wire
 from tercet.server.service.errors import InvalidArgumentError
+from tercet.server.service.fields import choice
 from tercet.server.service.ranges import check_ranges
 from tercet.server.service.sequences import check_ids
 from tercet.v1.generation_pb2 import EarlyStopping
@@ -70,9 +71,8 @@ def check(sampling: SamplingParameters, settings: Settings, vocab_size: int) -> 
     for field, token_id in (forced | biased).items():
         if token_id >= vocab_size:
             raise InvalidArgumentError(field, f"{token_id} is not below the vocabulary size, {vocab_size}")
-    if sampling.early_stopping not in (EarlyStopping.EARLY_STOPPING_UNSPECIFIED, *_EARLY_STOPPING):
-        problem = f"{sampling.early_stopping} is not an EarlyStopping, 0 to {max(_EARLY_STOPPING)}"
-        raise InvalidArgumentError("sampling.early_stopping", problem)
+    if sampling.early_stopping:
+        choice("sampling.early_stopping", sampling.early_stopping, "an EarlyStopping", _EARLY_STOPPING)
     if sampling.top_logprobs and not sampling.logprobs:
         raise InvalidArgumentError("sampling.top_logprobs", "needs logprobs")
 

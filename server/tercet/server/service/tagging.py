@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tercet.server import wire
 from tercet.server.service.answers import ask, to_items, tokens_of
 from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt, unless_error
-from tercet.server.service.fields import usage
+from tercet.server.service.fields import choice, usage
 from tercet.server.service.windows import Tally, windows, works
 from tercet.server.text.scores import from_bytes
 from tercet.server.text.spans import Subwords, label_spans
@@ -93,9 +93,7 @@ class Tagger:
 
 def _aggregation(request: TagRequest) -> Kind:
     """Raises InvalidArgumentError where there is none of its number, or it does not go with windows."""
-    if request.aggregation not in _KINDS:
-        raise InvalidArgumentError("aggregation", f"{request.aggregation} is not an Aggregation, 0 to {max(_KINDS)}")
-    kind = _KINDS[request.aggregation]
+    kind = choice("aggregation", request.aggregation, "an Aggregation", _KINDS)
     if kind == "none" and request.HasField("stride"):
         raise InvalidArgumentError("stride", "must not be set with AGGREGATION_NONE, which merges nothing")
     return kind
