@@ -196,7 +196,7 @@ class TestRerank:
         response = able.understanding.Rerank(request)
         assert {ranked.index: ranked.truncated for ranked in response.results} == {0: False, 1: True}
         request.query = "w9 " * 31
-        assert "can't be cut" in refused(lambda: able.understanding.Rerank(request)).message
+        assert "query: can't be cut" in refused(lambda: able.understanding.Rerank(request)).message
 
 
 class TestTag:

@@ -109,7 +109,7 @@ def test_truncated_keeps_the_special_tokens() -> None:
         ours = encoded.truncated(length)
         assert ours.ids == expected["input_ids"]
         assert ours.type_ids == expected["token_type_ids"]
-    with pytest.raises(ValueError, match="2 special tokens don't fit into 1"):
+    with pytest.raises(ValueError, match="2 tokens that stay don't fit into 1"):
         encoded.truncated(1)
 
 

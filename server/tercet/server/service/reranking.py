@@ -38,10 +38,12 @@ class Reranker:
         self._check(request)
         top_k = number(request, "top_k", len(request.texts))
         longest = target.model.longest_read
+        # where texts may be cut, it is the query that leaves one no room
+        fields = ["query" if request.truncate else f"texts[{i}]" for i in range(len(request.texts))]
         sequences = await self._sequencer.pairs(
             target,
             [(request.query, text) for text in request.texts],
-            [f"texts[{i}]" for i in range(len(request.texts))],
+            fields,
             Limit(longest, request.truncate, cut_to=longest, cut="second"),
         )
         works: list[Work] = []

@@ -60,7 +60,7 @@ class Encoded:
         else:
             keep = second if cut == "first" and first else room - first
         if not 0 <= keep <= room:
-            raise ValueError(f"{max_length - min(keep, room - keep)} special tokens don't fit into {max_length}")
+            raise ValueError(f"{max_length - min(keep, room - keep)} tokens that stay don't fit into {max_length}")
         return self._of(
             [
                 *range(self.first.start + room - keep),
@@ -80,7 +80,7 @@ class Encoded:
         stay = self.added_before + self.added_after
         room, length = max_length - stay, len(self) - stay
         if room < 0:
-            raise ValueError(f"{stay} special tokens don't fit into {max_length}")
+            raise ValueError(f"{stay} tokens that stay don't fit into {max_length}")
         if room <= overlap:
             raise ValueError(f"windows of {room} tokens can't overlap by {overlap}")
         before, after = range(self.added_before), range(len(self) - self.added_after, len(self))
