@@ -247,7 +247,7 @@ print({key.split("/")[1] for key in dispatch.launches()} == {"cpu", "triton"})
 
 def test_the_kernels_read_beams_in_the_interpreter(tmp_path):
     """A search and a prompt long enough for the prefill kernel in one batch."""
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", INTERPRETED, str(tiny_llama(tmp_path, num_hidden_layers=2))]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     cpu, triton, ran = result.stdout.splitlines()
