@@ -189,6 +189,13 @@ def test_answers_of_a_broken_stream_are_not_asked_for_again(ask, fake):
     assert sent == [256, 256, 256, 256, 256, 256, 220]
 
 
+def test_a_stream_that_ends_while_it_is_written_to_is_taken_up(ask, fake):
+    cut_off = Failure(grpc.StatusCode.INTERNAL, "Internal error from Core")  # as grpc.aio has it
+    fake.failures["Embed"] = [None, cut_off]
+    assert ask("embed", ["a"] * 600).shape == (600, 3)
+    assert len(fake.attempts("EmbedStream")) == 2
+
+
 def test_a_long_job_is_given_up_when_nothing_comes(ask, fake):
     fake.failures["first of a stream"] = [DEAD] * 50
     with pytest.raises(tercet.Unavailable, match="the engine died"):

@@ -14,6 +14,8 @@ from tercet.client.errors import BY_CODE, FieldViolation, TercetError
 
 REQUEST_ID = "x-request-id"
 _DETAILS = "grpc-status-details-bin"
+# What grpc.aio says, as INTERNAL, of a stream that ended while it was written to: the server's own status is lost.
+_CUT_OFF = "Internal error from Core"
 _ITEM = re.compile(r"\b(inputs|texts|sequences|questions)\[(\d+)\]")
 
 D = TypeVar("D", bound=Message)
@@ -56,6 +58,8 @@ def from_rpc_error(error: Any, subject: str = "the request") -> TercetError:
     for key, value in (*(error.initial_metadata() or ()), *(error.trailing_metadata() or ())):
         metadata[key] = value
     status = Status(code=error.code().value[0], message=error.details() or "")
+    if status.message == _CUT_OFF:
+        status = Status(code=Code.UNAVAILABLE, message="the connection ended while the request was sent")
     try:
         status.MergeFromString(metadata.get(_DETAILS, b""))
     except DecodeError:
