@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs an engine; returns the exit code."""
     configure()
     # OpenMP's threads would else spin for milliseconds while they wait, on the cores of the front end and of the other
-    # engines; without any spinning, the short gaps between the ops of a batch cost a seventh of its speed.
+    # engines; without any spinning, they would fall asleep in the short gaps between the ops of a batch.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to us too, but the front end drains first
     path, settings_json = arguments

@@ -47,7 +47,7 @@ class Head(nn.Module):
 class TiedOutput(Prepared):
     """Logits by the word embedding.
 
-    On a CPU a copy of it, reordered for oneDNN, halves the time of a batch. A few rows stay with the plain one: their
+    On a CPU a copy of it, reordered for oneDNN, is read faster by a batch. A few rows stay with the plain one: their
     time is that of reading it.
     """
 
