@@ -91,7 +91,8 @@ def layer_norm(
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float, residual: Tensor | None, out: Tensor | None) -> Tensor:
     x = x if residual is None else residual.add_(x)
-    return _store(functional.rms_norm(x, (x.shape[-1],), weight, eps), out)
+    # torch fuses it in float32 alone
+    return _store(functional.rms_norm(x.float(), (x.shape[-1],), weight.float(), eps).to(x.dtype), out)
 
 
 def activation(x: Tensor, kind: ActivationKind, *, bias: Tensor | None, gated: bool) -> Tensor:

@@ -29,7 +29,11 @@ def parameter(*shape: int) -> nn.Parameter:
 
 def packable(weight: Tensor, device: torch.device) -> bool:
     """Whether oneDNN multiplies by a reordered copy of this weight."""
-    return device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 class Prepared(nn.Module):
@@ -40,7 +44,7 @@ class Prepared(nn.Module):
         """Makes it, on `device`."""
 
 
-class Linear(nn.Module):
+class Linear(Prepared):
     """x Wᵀ + b, several products of one input in one GEMM; `weight` is [out, in]."""
 
     def __init__(self, in_features: int, parts: Mapping[str, int], *, bias: bool) -> None:
@@ -52,8 +56,15 @@ class Linear(nn.Module):
         self.bias = parameter(out_features) if bias else None
         self.packed: Tensor | None = None
 
+    def prepare(self, device: torch.device) -> None:
+        """On a CPU, packs a bfloat16 weight: the plain one would be reordered in every product."""
+        if self.weight.dtype == torch.bfloat16 and packable(self.weight, device):
+            self.pack()
+
     def pack(self) -> None:
         """Reorders the weight for oneDNN, whose products can end in an activation; the plain weight is dropped."""
+        if self.packed is not None:
+            return
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
         self.weight = nn.Parameter(self.weight.to("meta"), requires_grad=False)
 
@@ -194,6 +205,7 @@ class FeedForward(Prepared):
         super().__init__()
         self.activation: Activation = spec.activation
         self.gated = spec.gated
+        self.epilogue = None if spec.gated else EPILOGUES.get(spec.activation)
         width = spec.intermediate_size
         parts = {"gate": width, "up": width} if spec.gated else {"inner": width}
         self.up = Linear(spec.hidden_size, parts, bias=spec.feedforward_bias)
@@ -201,11 +213,11 @@ class FeedForward(Prepared):
 
     def prepare(self, device: torch.device) -> None:
         """On a CPU, packs the first map where its product can end in the activation and saves a pass over memory."""
-        if self.activation in EPILOGUES and not self.gated and packable(self.up.weight, device):
+        if self.epilogue and packable(self.up.weight, device):
             self.up.pack()
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]"""
-        if self.up.packed is not None and kernels.dispatch.selected(x.device) == "cpu":
-            return self.down(self.up(x, EPILOGUES[self.activation]))
+        if self.epilogue and self.up.packed is not None and kernels.dispatch.selected(x.device) == "cpu":
+            return self.down(self.up(x, self.epilogue))
         return self.down(kernels.activation(self.up(x), self.activation, gated=self.gated))
