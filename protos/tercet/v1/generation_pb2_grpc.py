@@ -45,6 +45,11 @@ class GenerationServiceStub:
                 request_serializer=tercet_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=tercet_dot_v1_dot_generation__pb2.GenerateStreamResponse.FromString,
                 _registered_method=True)
+        self.GenerateMany = channel.stream_stream(
+                '/tercet.v1.GenerationService/GenerateMany',
+                request_serializer=tercet_dot_v1_dot_generation__pb2.GenerateManyRequest.SerializeToString,
+                response_deserializer=tercet_dot_v1_dot_generation__pb2.GenerateManyResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer:
@@ -65,6 +70,15 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GenerateMany(self, request_iterator, context):
+        """Answers many requests on one stream, the tokens that a step of the engine brings for all of them in one message.
+        Closing the requests lets what runs finish; closing the stream cancels it. A request that fails ends alone, by its
+        GenerateManyEnd; keys out of order and messages that can't be read end the stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +91,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.GenerateStream,
                     request_deserializer=tercet_dot_v1_dot_generation__pb2.GenerateRequest.FromString,
                     response_serializer=tercet_dot_v1_dot_generation__pb2.GenerateStreamResponse.SerializeToString,
+            ),
+            'GenerateMany': grpc.stream_stream_rpc_method_handler(
+                    servicer.GenerateMany,
+                    request_deserializer=tercet_dot_v1_dot_generation__pb2.GenerateManyRequest.FromString,
+                    response_serializer=tercet_dot_v1_dot_generation__pb2.GenerateManyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +153,33 @@ class GenerationService:
             '/tercet.v1.GenerationService/GenerateStream',
             tercet_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
             tercet_dot_v1_dot_generation__pb2.GenerateStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateMany(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tercet.v1.GenerationService/GenerateMany',
+            tercet_dot_v1_dot_generation__pb2.GenerateManyRequest.SerializeToString,
+            tercet_dot_v1_dot_generation__pb2.GenerateManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

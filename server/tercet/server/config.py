@@ -105,7 +105,9 @@ class Settings:
     max_queue_chars: int = _setting(
         16_000_000, "Characters that may wait for a tokenizer or run in one.", low=1, high=1 << 40
     )
-    max_streams: int = _setting(1024, "Concurrent calls of one connection.", low=1, high=1 << 20)
+    max_streams: int = _setting(
+        1024, "Concurrent calls of one connection; generations of one GenerateMany.", low=1, high=1 << 20
+    )
     read_ahead: int = _setting(4, "Requests of an EmbedStream that are worked on at once.", low=1, high=1024)
     keepalive: float = _setting(10.0, "Shortest interval in seconds that clients may ping at.", low=0.1, high=86400)
     lame_duck: float = _setting(0.5, "Seconds between NOT_SERVING and refusing new calls.", low=0, high=3600)

@@ -8,6 +8,7 @@ ServiceError
 ├── UnavailableError          the model or server is not serving now; when to come again
 ├── EngineLostError           its engine died under the request; when to come again
 ├── DeadlineExceededError     the client's deadline passed before the answer
+├── GivenUpError              the client gave it up, its stream goes on
 └── InternalError             a fault of ours
 """
 
@@ -76,6 +77,10 @@ class DeadlineExceededError(ServiceError):
     """The deadline of the client passed."""
 
 
+class GivenUpError(ServiceError):
+    """The client gave up one request of a stream."""
+
+
 class InternalError(ServiceError):
     """A fault of the server."""
 
@@ -108,6 +113,7 @@ TABLE: dict[type[ServiceError], _Mapping] = {
     UnavailableError: _Mapping(grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE"),
     EngineLostError: _Mapping(grpc.StatusCode.UNAVAILABLE, "ENGINE_RESTARTED"),
     DeadlineExceededError: _Mapping(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
+    GivenUpError: _Mapping(grpc.StatusCode.CANCELLED, "CANCELLED"),
     InternalError: _Mapping(grpc.StatusCode.INTERNAL, "INTERNAL"),
 }
 

@@ -12,11 +12,11 @@ from tercet.server.service.errors import InternalError, ServiceError
 from tercet.server.text import IncrementalDecoder, StopMatcher
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tercet.server.channel import Channel, Output
     from tercet.server.metrics import Metrics
-    from tercet.server.service.rpc import Call
+    from tercet.server.service.rpc import Exchange
     from tercet.server.text import Tokenizer
 
 
@@ -92,7 +92,7 @@ class Outputs:
         self,
         message: wire.Generate,
         channel: Channel,
-        call: Call,
+        exchange: Exchange,
         metrics: Metrics,
         *,
         field: str,
@@ -100,11 +100,14 @@ class Outputs:
         stop: Sequence[str],
         echo: Sequence[int],
         skip_special_tokens: bool,
+        news: Callable[[], None] | None = None,
     ) -> None:
-        """`field`: the path of the prompt, for errors; `echo`: tokens whose text every output begins with."""
+        """`field`: the path of the prompt, for errors; `echo`: tokens whose text every output begins with; `news` is
+        called whenever there is something to take, where nobody waits for `pieces` or `whole`.
+        """
         self.id = message.id
         self._channel = channel
-        self._call = call
+        self._exchange = exchange
         self._metrics = metrics
         self._field = field
         self._samples = [
@@ -112,6 +115,7 @@ class Outputs:
         ]
         self._left = message.n
         self._news = asyncio.Event()
+        self._tell = news or self._news.set
         self._error: ServiceError | None = None
 
     @property
@@ -132,19 +136,23 @@ class Outputs:
             self._error = refusal(output, self._field)
         else:
             self._error = InternalError(f"the engine answered with {type(output).__name__}")
-        self._news.set()
+        self._tell()
         return self.finished or self._error is not None
 
     def lose(self) -> None:
         """The engine died."""
         sent = sum(sample.tokens - len(sample.piece.token_ids) for sample in self._samples)
         self._error = engine_lost(tokens_sent=str(sent))
-        self._news.set()
+        self._tell()
 
     async def pieces(self) -> list[tuple[int, Piece]]:
-        """Waits for news: index and piece of every output that has some. Raises ServiceError."""
+        """Waits for news, and takes them. Raises ServiceError."""
         await self._news.wait()
         self._news.clear()
+        return self.take()
+
+    def take(self) -> list[tuple[int, Piece]]:
+        """Index and piece of every output that has news. Raises ServiceError."""
         if self._error is not None:
             raise self._error
         news = [(index, sample.piece) for index, sample in enumerate(self._samples) if sample.piece]
@@ -164,7 +172,7 @@ class Outputs:
     def close(self) -> None:
         """Stops what still runs, and counts the outputs that have ended."""
         self._channel.cancel([self.id])
-        model = self._call.model
+        model = self._exchange.model
         for sample in self._samples:
             if sample.finished:
                 self._metrics.request_generated_tokens.labels(model).observe(sample.tokens)
@@ -184,10 +192,10 @@ class Outputs:
 
     def _time(self, sample: _Sample, tokens: int) -> None:
         now = time.monotonic()
-        model = self._call.model
+        model = self._exchange.model
         if not sample.tokens:
-            self._call.stage = "decode"
-            self._metrics.first_token.labels(model).observe(now - self._call.started)
+            self._exchange.stage = "decode"
+            self._metrics.first_token.labels(model).observe(now - self._exchange.started)
             sample.first_at = now
         elif tokens:
             self._metrics.inter_token.labels(model).observe((now - sample.last_at) / tokens)

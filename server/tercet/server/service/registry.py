@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tercet.server import wire
     from tercet.server.channel import Channel
     from tercet.server.config import Settings
-    from tercet.server.service.rpc import Call
+    from tercet.server.service.rpc import Exchange
     from tercet.server.supervisor import Engine
     from tercet.server.text import TextModel
 
@@ -179,10 +179,10 @@ class Registry:
             raise UnavailableError("models are loading", retry_after=ENGINE_PAUSE)
         raise InvalidArgumentError("model", f"must be one of {', '.join(model.name for model in able)}")
 
-    def target(self, name: str, task: Task, call: Call) -> Target:
-        """The model that a call addresses, ready for the task; the call learns its name. Raises as `find` does."""
+    def target(self, name: str, task: Task, exchange: Exchange) -> Target:
+        """The model that a request addresses, ready for the task; `exchange` learns its name. Raises as `find` does."""
         model = self.find(name, task)
-        call.model = model.name
+        exchange.model = model.name
         return model.require(task)
 
     def _listed(self) -> str:

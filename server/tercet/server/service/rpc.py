@@ -53,24 +53,35 @@ _REJECTED: dict[type[ServiceError], str] = {
 }
 
 
-class Call:
-    """One call, as a servicer sees it."""
+class Exchange:
+    """One request and its answer: a call, or one of many that a stream carries."""
 
-    __slots__ = ("_context", "client_id", "deadline", "id", "method", "model", "stage", "started")
+    __slots__ = ("deadline", "model", "stage", "started")
 
-    def __init__(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        self.id = secrets.token_hex(8)
-        self.client_id = _client_id(context)
-        """What the client calls it: echoed and logged, never used."""
-        self.method = method
+    def __init__(self, deadline: float | None) -> None:
+        """`deadline`: time.monotonic() at which the client gives up; None is never."""
         self.model = ""
         """The name of the addressed model, for the metrics; set by the servicer once it is known to be one."""
         self.stage = "queued"
         """Of generation: "queued" until its first token, then "decode"."""
         self.started = time.monotonic()
+        self.deadline = deadline
+
+
+class Call(Exchange):
+    """One call, as a servicer sees it."""
+
+    __slots__ = ("_context", "client_id", "closing", "id", "method")
+
+    def __init__(self, method: str, context: grpc.aio.ServicerContext[Any, Any], closing: asyncio.Event) -> None:
         left = cast("float | None", context.time_remaining())
-        self.deadline = None if left is None else self.started + left
-        """time.monotonic() at which the client gives up."""
+        super().__init__(None if left is None else time.monotonic() + left)
+        self.id = secrets.token_hex(8)
+        self.client_id = _client_id(context)
+        """What the client calls it: echoed and logged, never used."""
+        self.method = method
+        self.closing = closing
+        """Set once new calls are turned away: a stream that has nothing to do should end."""
         self._context = context
 
     async def write(self, message: Message) -> None:
@@ -85,11 +96,12 @@ class Call:
 
 
 class Gate:
-    """Counts the calls that run, and says whether new ones are turned away."""
+    """Counts the calls that run, and turns new ones away once it is closing."""
 
     def __init__(self) -> None:
         self.calls = 0
-        self.closed = False
+        self.closing = asyncio.Event()
+        """Set where new calls are turned away."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -152,13 +164,13 @@ def _method_handler(
     method: MethodDescriptor, behaviour: Callable[[Any, Call], Awaitable[Any]], metrics: Metrics, gate: Gate
 ) -> grpc.RpcMethodHandler:
     async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        call = Call(method.name, context)
+        call = Call(method.name, context, gate.closing)
         context.set_trailing_metadata(call.trailers)
         code = grpc.StatusCode.OK
         gate.enter()
         try:
-            if gate.closed:
-                raise UnavailableError("the server is shutting down", retry_after=_ELSEWHERE)
+            if gate.closing.is_set():
+                raise shutting_down()
             if isinstance(request, Broken):
                 raise request.error
             return await behaviour(request, call)
@@ -168,7 +180,7 @@ def _method_handler(
             metrics.cancelled.labels(call.model, call.stage).inc()
             raise
         except Exception as error:
-            failure = _failure(error, call, gate)
+            failure = failure_of(error, call)
             code = to_code(failure)
             count_refusal(metrics, call.model, failure)
             await context.abort(code, failure.message, call.trailers + to_trailers(failure))
@@ -189,9 +201,14 @@ def _method_handler(
     return make(answer, request_deserializer=reader(method.input_type), response_serializer=response.SerializeToString)
 
 
-def _failure(error: Exception, call: Call, gate: Gate) -> ServiceError:
+def shutting_down() -> UnavailableError:
+    """What is said to those that are turned away."""
+    return UnavailableError("the server is shutting down", retry_after=_ELSEWHERE)
+
+
+def failure_of(error: Exception, call: Call) -> ServiceError:
     """What the client is told of an error."""
-    if isinstance(error, EngineLostError) and gate.closed:
+    if isinstance(error, EngineLostError) and call.closing.is_set():
         return UnavailableError("the server shut down before the answer", retry_after=_ELSEWHERE, **error.metadata)
     if isinstance(error, ServiceError):
         return error

@@ -141,7 +141,7 @@ class Server:
         lame_duck = self._settings.lame_duck if self._health.started else 0
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(hurried.wait(), lame_duck)
-        self._gate.closed = True
+        self._gate.closing.set()
         waits = [asyncio.ensure_future(wait) for wait in (hurried.wait(), self._gate.idle())]
         await asyncio.wait(waits, timeout=self._settings.grace, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
