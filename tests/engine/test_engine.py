@@ -10,12 +10,18 @@ from support.null_model import VOCAB_SIZE, continuation
 from tercet.server.wire import Embed
 
 
+@pytest.fixture(params=[False, True], ids=["in turn", "ahead"])
+def ahead(request):
+    """Whether steps are launched before the one before them is collected."""
+    return request.param
+
+
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("family", ["decoder", "seq2seq"])
 @pytest.mark.parametrize("pages", [64, 19])
-def test_tokens_are_those_of_each_request_alone(family, layout, pages):
+def test_tokens_are_those_of_each_request_alone(family, layout, pages, ahead):
     """Mixed lengths, chunked prompts; with few pages, also preemption."""
-    engine, model = null_engine(family, layout=layout, pages=pages, max_batch_tokens=48, max_rows=7)
+    engine, model = null_engine(family, layout=layout, pages=pages, max_batch_tokens=48, max_rows=7, ahead=ahead)
     all_ids = prompts(24, 36)
     counts = [1 + 5 * key % 27 for key in range(24)]
     answers = run(engine, *(request(family, key, ids, counts[key]) for key, ids in enumerate(all_ids)))
@@ -51,6 +57,49 @@ def test_what_the_host_knows_arrives_in_one_buffer():
     assert len(decoding) > 3
 
 
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.5}, {"num_beams": 2}, {"logprobs": True}], ids=str)
+def test_the_next_step_is_launched_before_tokens_are_known(options):
+    """Unless something on the host reads them: then it waits. The tokens are the same."""
+    in_turn, _ = null_engine()
+    engine, model = null_engine(ahead=True)
+    answers = Answers()
+    engine.submit(generate(1, [1, 2], 4, **options))
+    answers.add(engine.step())
+    knows = {"repetition_penalty", "num_beams"} & options.keys()
+    assert len(model.batches) == (1 if knows else 2)
+    while engine.busy:
+        answers.add(engine.step())
+    assert len(model.batches) == 4
+    assert answers.tokens == run(in_turn, generate(1, [1, 2], 4, **options)).tokens
+    assert [stats.generated_tokens for stats in answers.stats] == [options.get("num_beams", 1)] * 4
+
+
+def test_a_row_that_has_ended_runs_once_more_for_nothing():
+    """When it ends by a token, the step after is launched already. What that brings is neither told nor counted."""
+    ids = [3, 4, 6]
+    last = continuation(ids, 2)[-1]
+    engine, model = null_engine(ahead=True)
+    answers = run(engine, generate(1, ids, 9, eos_ids=[last]), generate(2, [7], 3))
+    assert answers.tokens == {(1, 0): continuation(ids, 2), (2, 0): continuation([7], 3)}
+    assert [len(batch.rows.length) for batch in model.batches] == [2, 2, 2]
+    assert [stats.generated_tokens for stats in answers.stats] == [2, 2, 1]
+    assert answers.steps[-1].pages_used == 0
+
+
+def test_what_is_cancelled_in_flight_is_not_told():
+    engine, _ = null_engine(ahead=True, page_size=4)
+    engine.submit(generate(1, range(1, 10), 20))
+    engine.submit(generate(2, range(1, 4), 4))
+    engine.step()
+    engine.cancel(1)
+    engine.submit(generate(3, range(1, 12), 3))  # in the pages that are free now, while the last step still runs
+    answers = run(engine)
+    assert set(answers.tokens) == {(2, 0), (3, 0)}
+    assert answers.tokens[2, 0] == continuation(range(1, 4), 4)[1:]
+    assert answers.tokens[3, 0] == continuation(range(1, 12), 3)
+    assert answers.steps[-1].pages_used == 0
+
+
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_prefill_and_decode_share_a_forward_pass(layout):
     engine, model = null_engine(layout=layout)
@@ -65,8 +114,8 @@ def test_prefill_and_decode_share_a_forward_pass(layout):
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_a_long_prompt_is_read_in_chunks(layout):
-    engine, _ = null_engine(max_batch_tokens=10, max_rows=4, layout=layout)
+def test_a_long_prompt_is_read_in_chunks(layout, ahead):
+    engine, _ = null_engine(max_batch_tokens=10, max_rows=4, layout=layout, ahead=ahead)
     ids = prompts(1, 1)[0] * 37
     answers = run(engine, generate(1, ids, 4))
     assert answers.tokens[1, 0] == continuation(ids, 4)
@@ -75,8 +124,8 @@ def test_a_long_prompt_is_read_in_chunks(layout):
 
 
 @pytest.mark.parametrize("family", ["decoder", "seq2seq"])
-def test_samples_read_the_prompt_once(family):
-    engine, model = null_engine(family)
+def test_samples_read_the_prompt_once(family, ahead):
+    engine, model = null_engine(family, ahead=ahead)
     ids = list(range(1, 15))
     answers = run(engine, request(family, 1, ids, 6, n=3))
     for sample in range(3):
@@ -102,9 +151,9 @@ def test_samples_share_cross_pages():
     assert used == [5 + 1, 5 + 4]
 
 
-def test_pages_for_samples_beyond_the_pool():
+def test_pages_for_samples_beyond_the_pool(ahead):
     """More samples than fit at once: they take turns, and preempt each other."""
-    engine, _ = null_engine("seq2seq", pages=9, page_size=4)
+    engine, _ = null_engine("seq2seq", pages=9, page_size=4, ahead=ahead)
     ids = list(range(1, 12))
     answers = run(engine, request("seq2seq", 1, ids, 14, n=5), request("seq2seq", 2, ids[:5], 14, n=2))
     for sample in range(5):
@@ -113,11 +162,11 @@ def test_pages_for_samples_beyond_the_pool():
     assert answers.steps[-1].pages_used == 0
 
 
-def test_finish_reasons_and_limits():
+def test_finish_reasons_and_limits(ahead):
     ids = [3, 4, 6]
     first, second, third = continuation(ids, 3)
     assert len({first, second, third}) == 3
-    engine, _ = null_engine(max_length=8)
+    engine, _ = null_engine(max_length=8, ahead=ahead)
     answers = run(
         engine,
         generate(1, ids, 9),
@@ -129,6 +178,8 @@ def test_finish_reasons_and_limits():
     found = {key: (len(tokens), answers.reasons[key, 0]) for (key, _), tokens in answers.tokens.items()}
     assert found == {1: (5, "length"), 2: (2, "eos"), 3: (3, "stop"), 4: (2, "length"), 5: (1, "eos")}
     assert answers.tokens[2, 0][-1] == second  # the token that ends a sequence is told
+    assert answers.total("generated_tokens") == sum(map(len, answers.tokens.values()))
+    assert answers.steps[-1].pages_used == 0
 
 
 def test_ends_wait_for_the_minimum():
@@ -224,14 +275,14 @@ def test_embeddings():
 
 
 @pytest.mark.parametrize("family", ["decoder", "seq2seq"])
-def test_draws_are_the_same_in_any_batch(family):
+def test_draws_are_the_same_in_any_batch(family, ahead):
     """Sampled requests alone, among others, with few pages: equal by seed and sample; different seeds differ."""
     options = {"temperature": 1.0, "top_k": 40, "top_p": 0.95, "n": 2}
     ids = prompts(1, 9, seed=3)[0]
     wanted = run(null_engine(family)[0], request(family, 1, ids, 12, seed=2**63 + 5, **options)).tokens
     assert wanted[1, 0] != wanted[1, 1]
     for pages, seed in ((64, 1), (19, 2)):
-        engine, _ = null_engine(family, pages=pages)
+        engine, _ = null_engine(family, pages=pages, ahead=ahead)
         others = [
             request(family, key, other, 14, seed=key, **options) for key, other in enumerate(prompts(9, 20, seed), 2)
         ]

@@ -5,12 +5,14 @@ import torch
 
 from support.engine import expected, generate, null_engine, prompts, request, run
 from support.null_model import POISON, VOCAB_SIZE, continuation
+from tercet.server.engine.transfer import Download
 from tercet.server.wire import Embed, FillMask, Rejected
 
 
 @pytest.mark.parametrize("family", ["decoder", "seq2seq"])
-def test_poison_fails_alone(family):
-    engine, _ = null_engine(family)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_poison_fails_alone(family, ahead):
+    engine, _ = null_engine(family, ahead=ahead)
     all_ids = prompts(8, 6)
     all_ids[3] = [1, POISON, 2]
     answers = run(engine, *(request(family, key, ids, 5) for key, ids in enumerate(all_ids)))
@@ -44,9 +46,10 @@ def test_a_request_is_rejected_once(monkeypatch):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_logits_that_are_not_finite_fail_their_request(monkeypatch, value, temperature):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_logits_that_are_not_finite_fail_their_request(monkeypatch, value, temperature, ahead):
     """A draw from them is no token: it is neither sent nor read by the next step, being beyond the table."""
-    engine, model = null_engine()
+    engine, model = null_engine(ahead=ahead)
     logits = model.logits
 
     def overflow(hidden):
@@ -62,7 +65,8 @@ def test_logits_that_are_not_finite_fail_their_request(monkeypatch, value, tempe
     answers = run(engine)
     assert answers.rejected == {2: "internal"}
     assert set(answers.reasons) == {(1, 0)}
-    assert {output.id for step in answers.steps for output in step.outputs if not isinstance(output, Rejected)} == {1}
+    told = [output for step in answers.steps[ahead:] for output in step.outputs]  # the first may be of a step before
+    assert {output.id for output in told if not isinstance(output, Rejected)} == {1}
 
 
 def test_a_lost_device_is_nobodys_fault(monkeypatch):
@@ -78,6 +82,26 @@ def test_a_lost_device_is_nobodys_fault(monkeypatch):
         engine.step()
 
 
+@pytest.mark.parametrize("error", [RuntimeError, torch.AcceleratorError])
+def test_what_fails_on_its_way_to_the_host(monkeypatch, error):
+    """Its requests are rejected; a lost device ends the process, whenever that shows."""
+    engine, _ = null_engine(ahead=True)
+
+    def lose(download):
+        raise error("an illegal memory access")
+
+    engine.submit(generate(1, [1, 2], 9))
+    engine.step()
+    with monkeypatch.context() as patched:
+        patched.setattr(Download, "arrays", lose)
+        if error is torch.AcceleratorError:
+            with pytest.raises(error):
+                engine.step()
+            return
+        assert run(engine).rejected == {1: "internal"}
+    assert run(engine, generate(2, [3], 2)).tokens[2, 0] == continuation([3], 2)
+
+
 def test_poison_among_embeddings():
     engine, _ = null_engine("encoder")
     messages = [
@@ -89,8 +113,9 @@ def test_poison_among_embeddings():
 
 
 @pytest.mark.parametrize("heavy", [3, 1])
-def test_a_batch_too_large_for_memory_runs_in_halves(heavy):
-    engine, _ = null_engine(heavy=heavy)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_batch_too_large_for_memory_runs_in_halves(heavy, ahead):
+    engine, _ = null_engine(heavy=heavy, ahead=ahead)
     all_ids = prompts(5, 6)
     answers = run(engine, *(generate(key, ids, 4) for key, ids in enumerate(all_ids)))
     if heavy == 1:

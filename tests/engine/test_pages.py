@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tercet.server.engine.pages import PagePool
+from tercet.server.engine.pages import LanePool, PagePool
 
 PAGES = 11
 
@@ -64,3 +64,13 @@ class Holders(RuleBasedStateMachine):
 
 Holders.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestHolders = Holders.TestCase
+
+
+def test_lanes_are_taken_from_the_lowest_on():
+    lanes = LanePool(4)
+    assert lanes.take(3) == [0, 1, 2]
+    lanes.release([1, 0])
+    assert lanes.take(2) == [0, 1]
+    with pytest.raises(ValueError, match="2 lanes wanted, 1 free"):
+        lanes.take(2)
+    assert lanes.take(1) == [3]

@@ -16,7 +16,8 @@ from tercet.server.wire import Embed
 EOS = [7, 11]
 START = [0]
 NEW_TOKENS = 12
-LAYOUTS = [("packed", 200), ("padded", 200), ("packed", 23), ("padded", 23)]  # with 23 pages, sequences are preempted
+# With 23 pages, sequences are preempted; steps are launched ahead in every other case.
+LAYOUTS = [("packed", 200, False), ("padded", 200, True), ("packed", 23, True), ("padded", 23, False)]
 PROCESSED = {
     "repetition_penalty": 1.3,
     "no_repeat_ngram_size": 2,
@@ -77,10 +78,10 @@ def test_greedy_tokens_are_those_of_transformers(generative, options):
     alone = [run(engine_of(ours), ask(family, 0, ids, **options)).tokens[0, 0] for ids in PROMPTS]
     assert alone == wanted
     assert len({tuple(tokens) for tokens in wanted}) == len(PROMPTS)
-    for layout, pages in LAYOUTS:
+    for layout, pages, ahead in LAYOUTS:
         mine = [ask(family, key, ids, **options) for key, ids in enumerate(PROMPTS)]
         mixed = [message for pair in zip(mine, others(family, 6), strict=True) for message in pair]
-        engine = engine_of(ours, layout=layout, pages=pages, max_batch_tokens=64, max_rows=7)
+        engine = engine_of(ours, layout=layout, pages=pages, max_batch_tokens=64, max_rows=7, ahead=ahead)
         answers = run(engine, *mixed)
         assert [answers.tokens[key, 0] for key in range(len(PROMPTS))] == wanted, (layout, pages)
         assert (answers.steps[-1].preemptions > 0) == (pages == 23)
@@ -132,17 +133,16 @@ TYPICAL = {"temperature": 1.2, "typical_p": 0.9, "no_repeat_ngram_size": 2, "pre
 
 
 @pytest.mark.parametrize("options", [DRAWN, TYPICAL], ids=["filters", "typical"])
-@pytest.mark.parametrize(("layout", "pages"), LAYOUTS)
-def test_samples_depend_on_nothing_but_seed_and_sample(generative, layout, pages, options):
+@pytest.mark.parametrize(("layout", "pages", "ahead"), LAYOUTS)
+def test_samples_depend_on_nothing_but_seed_and_sample(generative, layout, pages, ahead, options):
     family, ours, _ = generative
     drawn = {"seed": 2**64 - 3, "n": 3, "eos_ids": [], **options}
     mine = ask(family, 0, PROMPTS[1], **drawn)
     alone = run(engine_of(ours), mine).tokens
     assert len({tuple(tokens) for tokens in alone.values()}) == 3
     rest = others(family)
-    answers = run(
-        engine_of(ours, layout=layout, pages=pages, max_batch_tokens=64, max_rows=7), *rest[:3], mine, *rest[3:]
-    )
+    engine = engine_of(ours, layout=layout, pages=pages, max_batch_tokens=64, max_rows=7, ahead=ahead)
+    answers = run(engine, *rest[:3], mine, *rest[3:])
     assert {key: answers.tokens[key] for key in alone} == alone
 
 

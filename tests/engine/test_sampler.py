@@ -5,9 +5,9 @@ import torch
 
 from support.engine import generate
 from support.reference import processed
-from tercet.server.engine.sampler import choose, pack_sampling, unpack_sampling
+from tercet.server.engine.sampler import choices, choose, pack_sampling, unpack_sampling
 from tercet.server.engine.sequence import generation_request
-from tercet.server.engine.transfer import PackedBuffer
+from tercet.server.engine.transfer import Download, PackedBuffer
 
 VOCAB_SIZE = 37
 PROMPT = [3, 9, 9, 30]
@@ -28,7 +28,8 @@ def process(rows, logits):
     """The choices made from `logits`, which are changed in place."""
     buffer = PackedBuffer()
     pack_sampling(buffer.put, rows, list(range(len(rows))))
-    return choose(logits, unpack_sampling(buffer.upload(torch.device("cpu")), rows))
+    sampling = unpack_sampling(buffer.upload(torch.device("cpu")), rows)
+    return choices(Download(choose(logits, sampling).tensors).arrays(), sampling)
 
 
 def tokens_of(choices):

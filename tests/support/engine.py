@@ -37,7 +37,7 @@ def settings(**changes):
     return EngineSettings(**base | changes)
 
 
-def engine_of(model, *, pages=64, **changes):
+def engine_of(model, *, pages=64, ahead=False, **changes):
     """An engine around a model, with a cache of `pages`."""
     chosen = settings(**changes)
     if not generates(model):
@@ -49,6 +49,7 @@ def engine_of(model, *, pages=64, **changes):
         limits_of(model, chosen, pages),
         chosen,
         padded=padded,
+        ahead=ahead,
     )
 
 

@@ -134,6 +134,8 @@ class NullModel:
 
     def _check(self, batch):
         self.batches.append(batch)
+        if not ((batch.token_ids >= 0) & (batch.token_ids < VOCAB_SIZE)).all():
+            raise AssertionError("a token is beyond the vocabulary")
         if (batch.token_ids == POISON).any():
             raise RuntimeError("a poisonous token")
         if self.heavy is not None and len(batch.rows.length) >= self.heavy:

@@ -66,6 +66,8 @@ class DecoderWork:
     """Sequences that choose a token, since the batch has their last one."""
     sampling: SamplingRows | None
     """How they do; None if there are none."""
+    lanes: Tensor | None
+    """int32 [N]: theirs."""
     searches: list[BeamSearch]
     """Those that choose how their beams go on."""
     beams: BeamRows | None
@@ -111,13 +113,17 @@ def encoder_work(
     )
 
 
-def decoder_work(chunks: Sequence[Chunk], *, page_size: int, padded: bool, device: torch.device) -> DecoderWork:
-    """One batch of decoding rows and chunks of prompts alike: each row is the next tokens of a sequence."""
+def decoder_work(chunks: Sequence[Chunk], last_tokens: Tensor, *, page_size: int, padded: bool) -> DecoderWork:
+    """One batch of decoding rows and chunks of prompts alike: each row is the next tokens of a sequence.
+
+    `last_tokens`, int32 [lanes], has those that the host doesn't know yet.
+    """
     rows: list[Row] = []
     lengths, ends, ids = array("i"), array("i"), array("i")
     sampled: list[Row] = []
     sampling_rows: list[int] = []
     searches: list[Placed] = []
+    unknown, lanes = array("i"), array("i")  # places among the ids, and where their tokens are
     for sequence, length in chunks:
         if isinstance(sequence, BeamSearch):
             searches.append(Placed(len(rows), sequence, length))
@@ -129,7 +135,12 @@ def decoder_work(chunks: Sequence[Chunk], *, page_size: int, padded: bool, devic
             rows.append(row)
             lengths.append(length)
             ends.append(end)
-            ids.extend(row.tokens[end - length : end])
+            if end > len(row.tokens):
+                unknown.append(len(ids))
+                lanes.append(row.lanes[0])
+                ids.append(0)
+            else:
+                ids.extend(row.tokens[end - length : end])
     sources = [len(row.request.source) for row in rows]
     buffer = PackedBuffer()
     _put_rows(buffer, "", lengths)
@@ -146,7 +157,13 @@ def decoder_work(chunks: Sequence[Chunk], *, page_size: int, padded: bool, devic
         pack_beams(buffer, continuing)
     if sampled:
         pack_sampling(buffer.put, sampled, sampling_rows)
-    views = buffer.upload(device)
+        buffer.put("sampled_lanes", [sequence.lanes[0] for sequence in sampled])
+    if unknown:
+        buffer.put("unknown", unknown)
+        buffer.put("unknown_lanes", lanes)
+    views = buffer.upload(last_tokens.device)
+    if unknown:
+        views["token_ids"][views["unknown"]] = last_tokens[views["unknown_lanes"]]
 
     flat = _Flat(views["start"], views["length"], lengths, padded=padded)
     table = views["page_table"].view(len(rows), -1)
@@ -168,6 +185,7 @@ def decoder_work(chunks: Sequence[Chunk], *, page_size: int, padded: bool, devic
         batch,
         sampled=sampled,
         sampling=unpack_sampling(views, sampled) if sampled else None,
+        lanes=views["sampled_lanes"] if sampled else None,
         searches=[search for _, search, _ in continuing],
         beams=unpack_beams(views, continuing) if continuing else None,
         copies=buffer.copies,

@@ -79,6 +79,10 @@ class BeamSearch(Sequence):
         self._become([(list(request.prompt), beginning) for _ in range(beams)])
 
     @property
+    def awaited(self) -> bool:
+        return True
+
+    @property
     def widest(self) -> int:
         return len(self._beams)
 

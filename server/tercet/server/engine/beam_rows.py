@@ -12,7 +12,6 @@ import torch
 
 from tercet.server.engine.beam import Continuations
 from tercet.server.engine.processors import Processors, pack_processors, process, unpack_processors
-from tercet.server.engine.transfer import download
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,8 +102,8 @@ def unpack_beams(views: dict[str, Tensor], searches: Sequence[Placed]) -> BeamRo
     return BeamRows(views["beam_rows"], views["beam_scores"], groups, unpack_processors(views, "beam_"))
 
 
-def continue_beams(logits: Tensor, beams: BeamRows) -> list[Continuations]:
-    """The best continuations of each group by logits, float32 [N, vocabulary].
+def continue_beams(logits: Tensor, beams: BeamRows) -> list[Tensor]:
+    """The best continuations of each group by logits, float32 [N, vocabulary], as the host gets them.
 
     As in transformers, processors change the log softmax, before the scores of the beams are added.
     """
@@ -116,10 +115,13 @@ def continue_beams(logits: Tensor, beams: BeamRows) -> list[Continuations]:
     for group, scores, logprobs in zip(beams.groups, before, after, strict=True):
         continued = (scores[:, None] + logprobs).flatten()  # [beams * vocabulary]
         best += continued.topk(min(group.candidates, len(continued)))
-    arrays = iter(download(best))
-    return [_continuations(scores, places, logits.shape[1]) for scores, places in zip(arrays, arrays, strict=True)]
+    return best
 
 
-def _continuations(scores: NDArray[Any], places: NDArray[Any], vocabulary: int) -> Continuations:
-    beams, tokens = np.divmod(places, vocabulary)
-    return Continuations(torch.tensor(scores), beams.tolist(), tokens.tolist())
+def continuations(arrays: Sequence[NDArray[Any]], vocabulary: int) -> list[Continuations]:
+    """What `continue_beams` found, from the host's copies."""
+    found: list[Continuations] = []
+    for scores, places in zip(arrays[::2], arrays[1::2], strict=True):
+        beams, tokens = np.divmod(places, vocabulary)
+        found.append(Continuations(torch.tensor(scores), beams.tolist(), tokens.tolist()))
+    return found

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
+from collections import deque
 from heapq import heapify, heappop, heappush
 from math import inf
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from tercet.kernels import dispatch
 from tercet.server.engine.beam import BeamSearch, beam_request
@@ -16,30 +14,34 @@ from tercet.server.engine.pages import PagePool
 from tercet.server.engine.reading import is_finite, likeness
 from tercet.server.engine.scheduler import Chunk, Scheduler
 from tercet.server.engine.sequence import generation_request, reading_request
-from tercet.server.logs import fields
-from tercet.server.wire import Generate, Rejected, StepResult, StepStats, Tokens
+from tercet.server.engine.steps import Launch, advance, advance_sources, failure
+from tercet.server.wire import Generate, Rejected, StepResult, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tercet.server.engine.beam import Continuations
     from tercet.server.engine.reading import Answer, Reading
-    from tercet.server.engine.runner import Pass, Runner
+    from tercet.server.engine.runner import Runner
     from tercet.server.engine.sampler import Choice
     from tercet.server.engine.sequence import Request, Sequence
     from tercet.server.engine.validation import Limits
-    from tercet.server.wire import EngineSettings, Phase
+    from tercet.server.wire import EngineSettings, StepStats
 
 STALE_DEADLINES = 1024  # of finished requests: past so many they are forgotten
-
-log = logging.getLogger(__name__)
 
 
 class Engine:
     """Everything between messages and the model; one thread calls it."""
 
-    def __init__(self, runner: Runner, limits: Limits, settings: EngineSettings, *, padded: bool) -> None:
+    def __init__(
+        self, runner: Runner, limits: Limits, settings: EngineSettings, *, padded: bool, ahead: bool = False
+    ) -> None:
+        """`ahead`: each step is scheduled and launched before the host knows what the one before it brought."""
         self._runner = runner
+        self._at_once = 2 if ahead else 1  # steps that may be launched and not collected
+        self._launched: deque[list[Launch]] = deque()
+        self._collected = 0.0  # when
         self._limits = limits
         self._incarnation = settings.incarnation
         self._pool = PagePool(limits.pages)
@@ -60,7 +62,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step has anything to do or to tell."""
-        return bool(self._requests or self._outputs or self._cancelled)
+        return bool(self._requests or self._outputs or self._cancelled or self._launched)
 
     def submit(self, message: Reading | Generate) -> None:
         """Queues a request; one that can't be served is rejected with the next step."""
@@ -93,16 +95,16 @@ class Engine:
                 self._cancelled = True
 
     def step(self) -> StepResult:
-        """Runs the next batches. Raises torch.AcceleratorError when the device is lost, and the process with it."""
+        """Launches what can be, and takes in what the oldest step brought.
+
+        Raises torch.AcceleratorError when the device is lost, and the process with it.
+        """
         self._expire(time.monotonic())
-        plan = self._scheduler.schedule()
-        if plan.encode:
-            # Rows that are answered alike become neighbours.
-            rows = sorted(plan.encode, key=lambda row: likeness(row.request.reading))
-            chunks = [Chunk(row, len(row.request.source) + len(row.request.target)) for row in rows]
-            self._isolate(chunks, self._encode)
-        if plan.decode:
-            self._isolate(plan.decode, self._decode)
+        while len(self._launched) < self._at_once and not self._must_collect and self._launch():
+            pass
+        if self._launched:
+            for launch in self._launched.popleft():
+                self._collect(launch)
         result = StepResult(
             incarnation=self._incarnation,
             outputs=self._outputs,
@@ -116,6 +118,28 @@ class Engine:
         self._outputs, self._stats, self._cancelled = [], [], False
         return result
 
+    @property
+    def _must_collect(self) -> bool:
+        """Whether what is launched decides about the next step: by tokens that are read on the host, or by pages."""
+        return bool(self._launched) and (
+            any(launch.counts.awaited for launch in self._launched[-1]) or self._scheduler.must_preempt
+        )
+
+    def _launch(self) -> bool:
+        """Launches a step; False if there is nothing to run."""
+        plan = self._scheduler.schedule()
+        step: list[Launch] = []
+        if plan.encode:
+            # Rows that are answered alike become neighbours.
+            rows = sorted(plan.encode, key=lambda row: likeness(row.request.reading))
+            chunks = [Chunk(row, len(row.request.source) + len(row.request.target)) for row in rows]
+            self._isolate(chunks, lambda chunks: step.append(self._encode(chunks)))
+        if plan.decode:
+            self._isolate(plan.decode, lambda chunks: step.append(self._decode(chunks)))
+        if step:
+            self._launched.append(step)
+        return bool(plan.encode or plan.decode)
+
     def _expire(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:
             _, request_id = heappop(self._deadlines)
@@ -126,68 +150,74 @@ class Engine:
             heapify(self._deadlines)
 
     def _isolate(self, chunks: list[Chunk], run: Callable[[list[Chunk]], None]) -> None:
-        """Runs a batch; if that fails, its halves, until a row that fails alone is rejected.
+        """Launches a batch; if that fails, its halves, until a row that fails alone is rejected.
 
         So one bad row costs the others nothing but time, and a batch too large for memory runs in parts. Running a row
         again is safe: it writes the same keys and values to the same places.
         """
         chunks = [chunk for chunk in chunks if chunk.sequence.state == "running"]
-        if not chunks or not (failure := _failure(run, chunks)):
+        if not chunks or not (failed := failure(lambda: run(chunks), len(chunks))):
             return
         self._runner.recover()
         if len(chunks) == 1:
-            request = chunks[0].sequence.request
-            self._reject(request, Rejected(id=request.id, reason="internal", message=f"the model {failure} on it"))
+            self._reject_failed(chunks[0].sequence.request, failed)
             return
         middle = len(chunks) // 2
         self._isolate(chunks[:middle], run)
         self._isolate(chunks[middle:], run)
 
-    def _encode(self, chunks: list[Chunk]) -> None:
+    def _encode(self, chunks: list[Chunk]) -> Launch:
         started = time.perf_counter()
         done = self._runner.encode([sequence for sequence, _ in chunks])
-        for (sequence, _), answer in zip(chunks, done.output, strict=True):
-            sequence.request.encoded = True
-            if answer is None:
-                continue
-            if is_finite(answer):
-                self._outputs.append(answer)
-                self._finish(sequence)
-            else:
-                self._reject_not_finite(sequence.request)
-        prompt = sum(_first_read(sequence.request, length) for sequence, length in chunks)
-        real = sum(length for _, length in chunks)
-        self._count("encode", (len(chunks), real), done, started, prompt=prompt, recomputed=real - prompt)
 
-    def _decode(self, chunks: list[Chunk]) -> None:
+        def take_in() -> int:
+            for (sequence, _), answer in zip(chunks, done.output(), strict=True):
+                if answer is None or sequence.state == "finished":
+                    continue
+                if is_finite(answer):
+                    self._outputs.append(answer)
+                    self._finish(sequence)
+                else:
+                    self._reject_not_finite(sequence.request)
+            return 0
+
+        return Launch(chunks, done, advance_sources(chunks), started, take_in)
+
+    def _decode(self, chunks: list[Chunk]) -> Launch:
         started = time.perf_counter()
         done = self._runner.decode(chunks)
-        rows = real = prompt = recomputed = 0
-        phase: Phase = "decode"
-        for sequence, length in chunks:
-            request, width, begin, end = sequence.request, sequence.width, sequence.computed, sequence.computed + length
-            rows += width
-            real += width * length
-            if begin < len(request.prompt):
-                phase = "prefill"
-                prompt += _first_read(request, len(request.source) + min(end, len(request.prompt)))
-            if begin < sequence.read:
-                recomputed += width * (min(sequence.read, end) - begin)
-            sequence.computed = end
-            sequence.read = max(sequence.read, end)
-        for sequence, choice in done.output.choices:
-            if sequence.state == "running":  # and not rejected with another sample
-                self._accept(sequence, choice)
-        for search, continuations in done.output.continuations:
-            self._continue(search, continuations)
-        generated = len(done.output.choices) + sum(search.widest for search, _ in done.output.continuations)
-        self._count(phase, (rows, real), done, started, prompt=prompt, generated=generated, recomputed=recomputed)
 
-    def _accept(self, sequence: Sequence, choice: Choice) -> None:
+        def take_in() -> int:
+            generated = 0
+            chosen = done.output()
+            # Nothing is told of what ended before this pass, or in it with another sample of its request.
+            for sequence, choice in chosen.choices:
+                if sequence.state != "finished":
+                    generated += self._accept(sequence, choice)
+            for search, continuations in chosen.continuations:
+                if search.state != "finished":
+                    generated += search.widest
+                    self._continue(search, continuations)
+            return generated
+
+        return Launch(chunks, done, advance(chunks), started, take_in)
+
+    def _collect(self, launch: Launch) -> None:
+        """Waits for what a pass brings and takes it in."""
+        generated = [0]
+        if failed := failure(lambda: generated.append(launch.take_in()), launch.counts.rows):
+            for sequence, _ in launch.chunks:
+                self._reject_failed(sequence.request, failed)
+        now = time.perf_counter()
+        self._stats.append(launch.stats(generated[-1], self._collected, now))
+        self._collected = now
+
+    def _accept(self, sequence: Sequence, choice: Choice) -> bool:
+        """Takes in the next token of a sequence, if it is one."""
         token, logprob = choice
         if not 0 <= token < self._limits.target_vocab_size:  # what sampling makes of logits that are not finite
             self._reject_not_finite(sequence.request)
-            return
+            return False
         reason = sequence.accept(token)
         self._outputs.append(
             Tokens(
@@ -200,6 +230,7 @@ class Engine:
         )
         if reason:
             self._finish(sequence)
+        return True
 
     def _continue(self, search: BeamSearch, continuations: Continuations) -> None:
         # The best is not a number if any is none. It is -inf where processors forbid every token: then the search ends.
@@ -209,30 +240,14 @@ class Engine:
             self._outputs += search.answers()
             self._finish(search)
 
-    def _count(
-        self, phase: Phase, read: tuple[int, int], done: Pass[Any], started: float,
-        *, prompt: int, recomputed: int, generated: int = 0,
-    ) -> None:  # fmt: skip
-        rows, real = read
-        self._stats.append(
-            StepStats(
-                phase=phase,
-                rows=rows,
-                real_tokens=real,
-                padding_tokens=done.tokens - real,
-                seconds=time.perf_counter() - started,
-                host_to_device_copies=done.copies,
-                prompt_tokens=prompt,
-                generated_tokens=generated,
-                recomputed_tokens=recomputed,
-            )
-        )
-
     def _reject(self, request: Request, rejection: Rejected) -> None:
         if request.sequences:
             self._outputs.append(rejection)
         for sequence in list(request.sequences):
             self._finish(sequence)
+
+    def _reject_failed(self, request: Request, failed: str) -> None:
+        self._reject(request, Rejected(id=request.id, reason="internal", message=f"the model {failed} on it"))
 
     def _reject_not_finite(self, request: Request) -> None:
         message = "what the model computes is not finite"
@@ -242,23 +257,3 @@ class Engine:
         self._scheduler.remove(sequence)
         if not sequence.request.sequences:
             self._requests.pop(sequence.request.id, None)
-
-
-def _failure(run: Callable[[list[Chunk]], None], chunks: list[Chunk]) -> str | None:
-    """Runs a batch; says how it failed. The exception and the tensors it holds are gone when this returns."""
-    try:
-        run(chunks)
-    except torch.AcceleratorError:
-        raise
-    except Exception as error:
-        log.warning("batch failed", exc_info=True, extra=fields(rows=len(chunks)))
-        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
-        return "ran out of memory" if memory else "failed"
-    return None
-
-
-def _first_read(request: Request, end: int) -> int:
-    """Counts the tokens of source and prompt up to `end` that no sequence of the request has read before."""
-    fresh = max(0, end - request.read)
-    request.read = max(request.read, end)
-    return fresh

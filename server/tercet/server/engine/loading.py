@@ -66,7 +66,9 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
 
     padded = settings.layout == "padded"  # packed wastes nothing, so it is what "auto" means
     limits = limits_of(model, settings, pages)
-    engine = Engine(Runner(model, cache, max_rows=settings.max_rows, padded=padded), limits, settings, padded=padded)
+    runner = Runner(model, cache, max_rows=settings.max_rows, padded=padded)
+    # A CPU computes while it launches: there is nothing to overlap.
+    engine = Engine(runner, limits, settings, padded=padded, ahead=device.type == "cuda")
     warm_up(engine, limits, lambda done, total: report(_loading(settings, "warm-up", done, total)))
 
     head = model.spec.head

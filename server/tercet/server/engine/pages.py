@@ -1,7 +1,8 @@
-"""The pages of the KV cache: who holds which, counted exactly."""
+"""The pages of the KV cache and the lanes of the device's tables: who holds which, counted exactly."""
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,3 +60,21 @@ class PagePool:
             self._holders[page] -= 1
             if not self._holders[page]:
                 self._free.append(page)
+
+
+class LanePool:
+    """The lanes of the device's tables, one for each row that runs: the lowest are taken first."""
+
+    def __init__(self, lanes: int) -> None:
+        self._free = list(range(lanes))
+
+    def take(self, count: int) -> list[int]:
+        """Takes `count` lanes. Raises ValueError, taking none, if there are fewer."""
+        if count > len(self._free):
+            raise ValueError(f"{count} lanes wanted, {len(self._free)} free")
+        return [heappop(self._free) for _ in range(count)]
+
+    def release(self, lanes: Sequence[int]) -> None:
+        """Gives lanes back."""
+        for lane in lanes:
+            heappush(self._free, lane)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
 
 from tercet.server.engine.batch import decoder_work, encoder_work
-from tercet.server.engine.beam_rows import continue_beams
-from tercet.server.engine.sampler import choose
-from tercet.server.engine.transfer import download
+from tercet.server.engine.beam_rows import continuations, continue_beams
+from tercet.server.engine.sampler import choices, draw
+from tercet.server.engine.transfer import Download
 from tercet.server.models import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from tercet.server.engine.batch import Whole
@@ -29,14 +31,23 @@ if TYPE_CHECKING:
 Output = TypeVar("Output")
 
 
-class Pass(NamedTuple, Generic[Output]):
-    """What one forward pass brought."""
+class Pass(Generic[Output]):
+    """A forward pass that is launched."""
 
-    output: Output
-    tokens: int
-    """Tokens of the batch as stored, padding included."""
-    copies: int
-    """Of the packed buffer to the device."""
+    def __init__(
+        self, tokens: int, copies: int, tensors: Sequence[Tensor], read: Callable[[list[NDArray[Any]]], Output]
+    ) -> None:
+        """`tensors` are what the host gets, and `read` makes of them what the pass brings."""
+        self.tokens = tokens
+        """Of the batch as stored, padding included."""
+        self.copies = copies
+        """Of the packed buffer to the device."""
+        self._download = Download(tensors)
+        self._read = read
+
+    def output(self) -> Output:
+        """Waits for what the pass brings."""
+        return self._read(self._download.arrays())
 
 
 class Chosen(NamedTuple):
@@ -47,12 +58,17 @@ class Chosen(NamedTuple):
 
 
 class Runner:
-    """A model, its cache and the layout of its batches. Returns when results are on the host."""
+    """A model, its cache, what the device knows of the rows that run, and the layout of batches.
+
+    Passes are launched in the order of their results; on a GPU nothing here waits for one.
+    """
 
     def __init__(self, model: Model, cache: KVCache | None, *, max_rows: int, padded: bool) -> None:
         """`max_rows`: for so many the logits of a vocabulary fit into memory at once."""
         self._model, self._cache, self._max_rows, self._padded = model, cache, max_rows, padded
         self._page_size = cache.page_size if cache else 1
+        self._last_tokens = torch.zeros(max_rows, dtype=torch.int32, device=model.device)
+        """int32 [lanes]: the token that was drawn last for each row that runs."""
 
     @torch.inference_mode()
     def encode(self, rows: Sequence[Row]) -> Pass[list[Answer | None]]:
@@ -72,9 +88,14 @@ class Runner:
         if work.target:
             hidden = model.read(work.target.batch, Source(hidden, work.target_source))
             reduced += self._reduce(work.target, hidden)
-        arrays = iter(download([tensor for _, tensors in reduced for tensor in tensors]))
-        answers = [answer for part, tensors in reduced for answer in part.answers([next(arrays) for _ in tensors])]
-        return Pass([None] * (len(rows) - len(answers)) + answers, work.tokens, work.copies)
+        parts = [(part, len(tensors)) for part, tensors in reduced]
+
+        def answers(arrays: list[NDArray[Any]]) -> list[Answer | None]:
+            left = iter(arrays)
+            found = [answer for part, count in parts for answer in part.answers(list(islice(left, count)))]
+            return [None] * (len(rows) - len(found)) + found
+
+        return Pass(work.tokens, work.copies, [tensor for _, tensors in reduced for tensor in tensors], answers)
 
     def _reduce(self, whole: Whole, hidden: Tensor) -> list[tuple[Part, list[Tensor]]]:
         rows = whole.batch.rows
@@ -82,24 +103,32 @@ class Runner:
 
     @torch.inference_mode()
     def decode(self, chunks: Sequence[Chunk]) -> Pass[Chosen]:
-        """Computes the next tokens of each row and chooses how sequences that are complete go on."""
+        """Computes the next tokens of each row and chooses how sequences go on of which all tokens are computed."""
         if self._cache is None:
             raise ValueError("a model without a cache can't decode")
-        work = decoder_work(chunks, page_size=self._page_size, padded=self._padded, device=self._model.device)
-        hidden = self._model.decode(work.batch, self._cache)
+        model = self._model
+        work = decoder_work(chunks, self._last_tokens, page_size=self._page_size, padded=self._padded)
+        hidden = model.decode(work.batch, self._cache)
         last = work.batch.rows.start + work.batch.rows.length - 1
-        choices: list[Choice] = []
-        if work.sampling is not None:
-            logits = self._model.logits(hidden.index_select(0, last[work.sampling.rows]))
-            choices = choose(logits, work.sampling)
-        continuations: list[Continuations] = []
-        if work.beams is not None:
-            logits = self._model.logits(hidden.index_select(0, last[work.beams.rows]))
-            continuations = continue_beams(logits, work.beams)
-        chosen = Chosen(
-            list(zip(work.sampled, choices, strict=True)), list(zip(work.searches, continuations, strict=True))
-        )
-        return Pass(chosen, work.batch.rows.tokens, work.copies)
+        sampling, beams = work.sampling, work.beams
+        tensors: list[Tensor] = []
+        if sampling is not None and work.lanes is not None:
+            drawn = draw(model, hidden.index_select(0, last[sampling.rows]), sampling)
+            # One beyond the vocabulary is of a row that will be rejected, but may be read before that.
+            self._last_tokens[work.lanes] = drawn.tokens.clamp(max=model.target_vocab_size - 1).int()
+            tensors += drawn.tensors
+        told, vocabulary = len(tensors), 0
+        if beams is not None:
+            logits = model.logits(hidden.index_select(0, last[beams.rows]))
+            vocabulary = logits.shape[1]
+            tensors += continue_beams(logits, beams)
+
+        def chosen(arrays: list[NDArray[Any]]) -> Chosen:
+            made = choices(arrays[:told], sampling) if sampling is not None else []
+            found = continuations(arrays[told:], vocabulary)
+            return Chosen(list(zip(work.sampled, made, strict=True)), list(zip(work.searches, found, strict=True)))
+
+        return Pass(work.batch.rows.tokens, work.copies, tensors, chosen)
 
     def recover(self) -> None:
         """Prepares for the next batch after one has failed. Raises torch.AcceleratorError if the device is lost."""

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from tercet.kernels import sample
-from tercet.server.engine.likelihood import likelihood, token_logprobs
+from tercet.server.engine.likelihood import Likelihood, likelihood, token_logprobs
 from tercet.server.engine.processors import Processors, pack_processors, process, unpack_processors
-from tercet.server.engine.transfer import download
 from tercet.server.wire import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from tercet.server.engine.sequence import Sequence as Row
+    from tercet.server.models import Model
     from tercet.server.wire import TokenLogprob
 
 INT32_MAX = 2**31 - 1
@@ -78,6 +79,20 @@ class SamplingRows:
     told: Told | None
 
 
+class Drawn(NamedTuple):
+    """What the device chose for the `N` rows that choose."""
+
+    tokens: Tensor
+    """int64 [N]"""
+    told: Likelihood | None
+    """Of the rows that tell, each with its token as the one given."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What the host gets."""
+        return [self.tokens, *(self.told or ())]
+
+
 Choice = tuple[int, "TokenLogprob | None"]
 """The next token of a row, beyond the vocabulary if none can be chosen, and how likely it was by the model's own
 logits; None where nobody asked."""
@@ -89,7 +104,7 @@ def pack_sampling(put: Callable[..., None], sequences: Sequence[Row], rows: list
     put("sampling_rows", rows)
     put("seed", [s.seed for s in settings], "Q")
     put("sample", [sequence.sample for sequence in sequences])
-    put("position", [len(sequence.tokens) for sequence in sequences])
+    put("position", [sequence.length for sequence in sequences])
     pack_processors(put, sequences)
     typical = [row for row, s in enumerate(settings) if _is_typical(s)]
     if typical:
@@ -122,7 +137,12 @@ def unpack_sampling(views: dict[str, Tensor], sequences: Sequence[Row]) -> Sampl
     )
 
 
-def choose(logits: Tensor, sampling: SamplingRows) -> list[Choice]:
+def draw(model: Model, hidden: Tensor, sampling: SamplingRows) -> Drawn:
+    """The next token of each row by its final hidden state, [N, hidden]; nothing waits for the device."""
+    return choose(model.logits(hidden), sampling)
+
+
+def choose(logits: Tensor, sampling: SamplingRows) -> Drawn:
     """The next token of each row of logits, float32 [N, vocabulary], which are changed in place.
 
     First the processors change them, then come temperature and filters, as in transformers. A row of which no token can
@@ -137,18 +157,21 @@ def choose(logits: Tensor, sampling: SamplingRows) -> list[Choice]:
         logits, **sampling.filters._asdict(), seed=sampling.seed, sample=sampling.sample, position=sampling.position
     )
     if plain is None or told is None:
-        return list(zip(tokens.tolist(), repeat(None)))
-    return _tell(tokens, plain, told)
-
-
-def _tell(tokens: Tensor, plain: Tensor, told: Told) -> list[Choice]:
-    """Adds to the tokens [N] of some rows how likely they were by their `plain` logits [R, vocabulary]."""
+        return Drawn(tokens, None)
     given = tokens[told.rows].clamp(max=plain.shape[1] - 1)
-    counts = [count for count in told.likeliest if count is not None]
-    each = torch.arange(len(counts), device=plain.device)
-    ids, logprob, top, top_ids = download([tokens, *likelihood(plain, each, given, top=max(counts))])
-    logprobs = iter(token_logprobs(logprob, top, top_ids, counts))
-    chosen = zip(ids.tolist(), told.likeliest, strict=True)
+    each = torch.arange(len(given), device=plain.device)
+    top = max(count or 0 for count in told.likeliest)
+    return Drawn(tokens, likelihood(plain, each, given, top=top))
+
+
+def choices(arrays: Sequence[NDArray[Any]], sampling: SamplingRows) -> list[Choice]:
+    """What was drawn, from the host's copies of its `tensors`."""
+    ids, *told = arrays
+    if sampling.told is None:
+        return list(zip(ids.tolist(), repeat(None)))
+    likeliest = sampling.told.likeliest
+    logprobs = iter(token_logprobs(*told, counts=[count for count in likeliest if count is not None]))
+    chosen = zip(ids.tolist(), likeliest, strict=True)
     return [(token, None if count is None else next(logprobs)) for token, count in chosen]
 
 

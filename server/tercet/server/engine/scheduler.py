@@ -15,7 +15,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
-from tercet.server.engine.pages import pages_of
+from tercet.server.engine.pages import LanePool, pages_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,6 +88,7 @@ class Scheduler:
         self._page_size = page_size
         self._max_batch_tokens = max_batch_tokens
         self._max_rows = min(max_rows, max_batch_tokens)
+        self._lanes = LanePool(self._max_rows)
         self._padded = padded
 
     def add(self, request: Request) -> None:
@@ -105,6 +106,14 @@ class Scheduler:
             _discard(self.waiting, sequence)
         sequence.state = "finished"
         sequence.request.sequences.remove(sequence)
+
+    @property
+    def must_preempt(self) -> bool:
+        """Whether the next step has too few pages for the rows that decode."""
+        if self._pool.free >= self.rows:
+            return False
+        missing = sum(s.page_count(self._page_size) - len(s.pages) for s in self.running if s.remaining == 1)
+        return missing > self._pool.free
 
     def schedule(self) -> Plan:
         """The batches of the next step; both are empty only if nothing is queued."""
@@ -180,6 +189,7 @@ class Scheduler:
         sequence.restart(len(shared) * self._page_size)
         if cross:
             request.cross_pages = self._pool.take(cross)
+        sequence.lanes = self._lanes.take(sequence.widest)
         self.rows += sequence.widest
         return True
 
@@ -226,8 +236,9 @@ class Scheduler:
         _discard(self.running, sequence)
         if sequence.request.reading is None:
             self.rows -= sequence.widest
+        self._lanes.release(sequence.lanes)
         self._pool.release(sequence.pages)
-        sequence.pages = []
+        sequence.lanes, sequence.pages = [], []
         request = sequence.request
         if request.cross_pages and not any(s.state == "running" and s is not sequence for s in request.sequences):
             self._pool.release(request.cross_pages)

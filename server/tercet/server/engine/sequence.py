@@ -81,6 +81,10 @@ class Sequence:
     read: int = 0
     """The most that `computed` ever was: what comes below is recomputed."""
     pages: list[int] = field(default_factory=list[int])
+    lanes: list[int] = field(default_factory=list[int])
+    """Its places in the tables on the device while it runs, one for each row."""
+    drawn: int = 0
+    """Tokens drawn on the device that the next steps read before the host knows them."""
     state: Literal["waiting", "running", "finished"] = "waiting"
     """Set by the scheduler."""
     _seen: set[int] = field(default_factory=set[int])
@@ -94,14 +98,24 @@ class Sequence:
         return self.request.arrival, self.sample
 
     @property
+    def length(self) -> int:
+        """Tokens there are, known to the host or not."""
+        return len(self.tokens) + self.drawn
+
+    @property
     def remaining(self) -> int:
-        """Tokens to compute before the next can be chosen; 1 for a row that decodes."""
-        return len(self.tokens) - self.computed
+        """Tokens to compute before the next can be chosen; 1 for a row that decodes, 0 while it waits for the host."""
+        return len(self.tokens) + self.drawn - self.computed
 
     @property
     def generated(self) -> int:
         """Tokens chosen so far."""
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the host has to know its last token before another can be chosen."""
+        return self.request.processed
 
     @property
     def widest(self) -> int:
@@ -124,7 +138,7 @@ class Sequence:
 
     def page_count(self, page_size: int) -> int:
         """Pages that hold all tokens."""
-        return pages_of(len(self.tokens), page_size)
+        return pages_of(self.length, page_size)
 
     def restart(self, computed: int) -> None:
         """Starts with the keys and values of so many leading tokens in pages."""
@@ -140,9 +154,15 @@ class Sequence:
         self._looked_at = len(self.tokens)
         return self._seen_ids
 
+    def draw(self) -> None:
+        """Counts a token that is being chosen, if it is to be read before the host knows it."""
+        if not self.awaited and self.length + 1 < self.request.limit:
+            self.drawn += 1
+
     def accept(self, token: int) -> FinishReason | None:
         """Appends a chosen token; says why the sequence ends with it, if it does."""
         self.tokens.append(token)
+        self.drawn = max(0, self.drawn - 1)
         return self.request.end(token) or ("length" if len(self.tokens) >= self.request.limit else None)
 
 

@@ -1,9 +1,8 @@
-"""Between host and device: one buffer a batch, moved once, and one copy back."""
+"""Between host and device: one buffer a batch, moved once, and one copy back, which nobody waits for yet."""
 
 from __future__ import annotations
 
 from array import array
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -55,14 +54,30 @@ class PackedBuffer:
         return {name: buffer[start : start + size].view(dtype) for name, (start, size, dtype) in self._fields.items()}
 
 
-def download(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
-    """Copies tensors of one device to the host, all at once; each comes back in its own shape and type."""
-    if len(tensors) == 1:
-        return [tensors[0].cpu().numpy()]
-    parts = [tensor.reshape(-1).view(torch.uint8) for tensor in tensors]
-    data = torch.cat(parts).cpu().numpy() if parts else np.empty(0, np.uint8)
-    starts = accumulate((len(part) for part in parts), initial=0)
-    return [
-        data[start : start + len(part)].view(_NUMPY[tensor.dtype]).reshape(tensor.shape)
-        for start, part, tensor in zip(starts, parts, tensors, strict=False)
-    ]
+class Download:
+    """Tensors of one device on their way to the host, all in one copy; on a GPU nothing waits until `arrays`."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._kinds = [(tensor.shape, tensor.dtype) for tensor in tensors]
+        parts = [tensor.reshape(-1).view(torch.uint8) for tensor in tensors]
+        data = torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
+        self._event: torch.cuda.Event | None = None
+        if data.device.type == "cuda":
+            host = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
+            data = host.copy_(data, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        self._data = data
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """Waits for the copy; each tensor comes back in its own shape and type."""
+        if self._event is not None:
+            self._event.synchronize()
+        data = self._data.numpy()
+        arrays: list[NDArray[Any]] = []
+        start = 0
+        for shape, dtype in self._kinds:
+            stop = start + shape.numel() * dtype.itemsize
+            arrays.append(data[start:stop].view(_NUMPY[dtype]).reshape(shape))
+            start = stop
+        return arrays
