@@ -147,11 +147,26 @@ def _sample_call() -> Iterator[Call]:
     )  # fmt: skip
 
 
+# Rows, and how many of the best: tiles of few rows and of many, merges in one step and in several.
+HEAD_FORMS = {
+    "bfloat16": ((16, 1), (128, 1), (16, ops.MAX_TOP_K), (32, ops.MAX_TOP_K)), "float16": (), "float32": ((16, 1),),
+    "tf32": (),
+}  # fmt: skip
+
+
+def _head_calls(name: str) -> Iterator[Call]:
+    weight = _meta(VOCABULARY, WIDTH, dtype=DTYPES[name])
+    for rows, k in HEAD_FORMS[name]:
+        run = partial(ops.head_topk, _meta(rows, WIDTH, dtype=DTYPES[name]), weight, k=k)
+        yield Call(f"head top {k} {rows} rows {name}", name, 0, run)
+
+
 def _calls() -> Iterator[Call]:
     for name in DTYPES:
         yield from _attention_calls(name)
-        if name != "tf32":  # only attention multiplies matrices
+        if name != "tf32":  # these multiply no matrices
             yield from _row_calls(name)
+        yield from _head_calls(name)
     yield from _sample_call()
 
 

@@ -43,6 +43,36 @@ _MASKED_TILES: Tiles = {
 }
 
 
+# (dtypes, more than the best is kept) -> most rows -> (block_v, block_n, block_d, num_warps, num_stages)
+_HEAD_TILES: dict[tuple[tuple[str, ...], bool], dict[int, tuple[int, int, int, int, int]]] = {
+    (_HALF, False): {16: (64, 16, 128, 4, 3), 64: (128, 64, 64, 4, 3), 128: (128, 128, 64, 8, 3)},
+    (_HALF, True): {16: (128, 16, 64, 4, 3), 32: (128, 32, 64, 8, 3)},
+    (_FLOAT, False): {16: (64, 16, 32, 4, 1)},
+    (_FLOAT, True): {16: (128, 16, 16, 4, 1)},
+}
+
+
+class HeadTile(NamedTuple):
+    """How `head_topk` cuts up its work."""
+
+    block_v: int
+    """Tokens of the vocabulary of one step."""
+    block_n: int
+    """Rows of hidden states of one program."""
+    block_d: int
+    """Dimensions of one step of the product."""
+    num_warps: int
+    num_stages: int
+
+
+@functools.cache
+def head_tile(dtype: torch.dtype, rows: int, *, greedy: bool) -> HeadTile:
+    """The shipped tile for so many rows."""
+    name = str(dtype).removeprefix("torch.")
+    tiles = next(tiles for (names, many), tiles in _HEAD_TILES.items() if name in names and many is not greedy)
+    return HeadTile(*tiles[min((size for size in tiles if size >= rows), default=max(tiles))])
+
+
 @functools.cache
 def tile(op: str, dtype: torch.dtype, head_dim: int, *, masked: bool = False) -> Tile:
     """The shipped tile of an attention op; `masked` for the forms of `_MASKED_TILES`."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
     from tercet.kernels.ops import ActivationKind, NormKind, PoolingKind
 
 __all__ = [
-    "activation", "attention", "embedding", "kv_write", "layer_norm", "pad", "paged_attention", "pooling", "rms_norm",
-    "sample", "unpad",
+    "activation", "attention", "embedding", "head_topk", "kv_write", "layer_norm", "pad", "paged_attention", "pooling",
+    "rms_norm", "sample", "unpad",
 ]  # fmt: skip
 
+HEAD_TOKENS = 8192  # of the vocabulary whose logits are held at once
 CANDIDATES = 256  # so many likeliest tokens are sorted first; the whole vocabulary only if they don't reach top_p
 
 
@@ -186,3 +188,25 @@ def _top_p(weights: Tensor, top_p: float) -> Tensor:
     kept = weights > least
     kept[ties[:kept_ties]] = True
     return weights.masked_fill_(~kept, 0)
+
+
+def head_topk(hidden: Tensor, weight: Tensor, *, k: int, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    tiles = zip(weight.split(HEAD_TOKENS), repeat(None) if bias is None else bias.split(HEAD_TOKENS), strict=False)
+    found = [_best(functional.linear(hidden, part, offset).float(), k) for part, offset in tiles]
+    values = torch.cat([best for best, _ in found], 1)
+    ids = torch.cat([places + tile * HEAD_TOKENS for tile, (_, places) in enumerate(found)], 1)
+    values, order = values.sort(descending=True, stable=True)  # those of lower ids are further left
+    return values[:, :k].contiguous(), ids.gather(1, order[:, :k]).int()
+
+
+def _best(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k greatest of each row of logits [N, tile], fewer where there are no more, falling and equals by place."""
+    if k == 1:
+        return logits.max(-1, keepdim=True)
+    values = logits.topk(min(k, logits.shape[1])).values
+    places = torch.empty_like(values, dtype=torch.int64)
+    for row, (scores, least) in enumerate(zip(logits, values[:, -1], strict=True)):
+        candidates = (scores.isnan() if least.isnan() else ~(scores < least)).nonzero().squeeze(1)
+        order = scores[candidates].sort(descending=True, stable=True).indices
+        places[row] = candidates[order[: values.shape[1]]]
+    return values, places

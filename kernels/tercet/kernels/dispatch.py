@@ -39,12 +39,14 @@ KERNEL_MODULES = {
     "embedding": "embedding",
     "pooling": "pooling",
     "sample": "sample",
+    "head_topk": "head_topk",
 }
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256
 MIN_CAPABILITY = (8, 0)  # of NVIDIA's GPUs
 ANY_DTYPE = ("pad", "unpad")  # these move numbers and compute nothing
 ATTENTION_OPS = ("attention", "paged_attention")
+PRODUCT_OPS = (*ATTENTION_OPS, "head_topk")  # these multiply matrices
 TOKEN_STRIDE_OPS = (*ATTENTION_OPS, "kv_write")  # q, k and v, their first arguments, may be slices of one tensor
 
 _launches: Counter[str] = Counter()
@@ -149,7 +151,7 @@ def _reasons(
         f"kernels compute in float32, float16 and bfloat16, not in {dtype}": op not in ANY_DTYPE
         and dtype not in KERNEL_DTYPES,
         f"the value to pad with travels as float32, too narrow for {dtype}": op == "pad" and dtype == torch.float64,
-        "the interpreter multiplies bfloat16 matrices wrongly": op in ATTENTION_OPS
+        "the interpreter multiplies bfloat16 matrices wrongly": op in PRODUCT_OPS
         and dtype == torch.bfloat16
         and interpreted,
         f"the head dim is {head_dim}, kernels take at most {MAX_HEAD_DIM}": head_dim is not None

@@ -25,6 +25,7 @@ ACTIVATION_KINDS = ("gelu", "gelu_tanh", "silu", "relu")
 NORM_KINDS = ("layer_norm", "rms_norm")
 POOLING_KINDS = ("mean", "cls", "last", "max")
 
+MAX_TOP_K = 128  # logits of a row that `head_topk` gives at most
 SPLIT_KV_QUERIES = 16  # up to so many queries a row, paged keys are read by the split-KV schedule
 
 
@@ -286,3 +287,22 @@ def sample(
         "sample", logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
         sample_index=sample, position=position,
     )  # fmt: skip
+
+
+def head_topk(hidden: Tensor, weight: Tensor, *, k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The `k` greatest of the logits hidden weightᵀ + bias of each row, and their ids, never holding all of them.
+
+    - hidden [N, D], weight [V, D], bias [V], of one dtype. k is at most V and MAX_TOP_K.
+
+    Returns float32 [N, k], falling, and int32 [N, k]; of equal logits the lower id is first. Products are summed in
+    float32 and rounded to the dtype before they are compared, as a head's matrix product rounds them: in half precision
+    many are equal. NaN comes first, so a row without a distribution, as `sample` has it, is one whose first logit is
+    not finite. Raises `ValueError` for shapes that don't fit or another k.
+    """
+    if hidden.shape[1:] != weight.shape[1:] or (bias is not None and bias.shape != weight.shape[:1]):
+        shapes = [list(x.shape) for x in (hidden, weight, bias) if x is not None]
+        raise ValueError(f"hidden, weight and bias of shapes {', '.join(map(str, shapes))} don't fit together")
+    most = min(len(weight), MAX_TOP_K)
+    if not 1 <= k <= most:
+        raise ValueError(f"k must be 1 to {most}, not {k}")
+    return dispatch.call("head_topk", hidden, weight, k=k, bias=bias)

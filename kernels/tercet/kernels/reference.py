@@ -215,3 +215,9 @@ def kept_tokens(scores: Tensor, top_k: int, top_p: float, min_p: float) -> Tenso
     if min_p > 0:
         kept &= probabilities >= min_p
     return kept
+
+
+def head_topk(hidden: Tensor, weight: Tensor, *, k: int, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    logits = functional.linear(_wide(hidden), _wide(weight), None if bias is None else _wide(bias)).to(hidden.dtype)
+    values, ids = _wide(logits).sort(descending=True, stable=True)
+    return values[:, :k], ids[:, :k].int()
