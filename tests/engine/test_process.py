@@ -9,9 +9,10 @@ import time
 import pytest
 
 from support.checkpoints import VOCAB_SIZE, tiny_llama
-from support.engine import Answers, generate
+from support.engine import generate
 from support.engine_process import engine_process
-from tercet.server import wire
+from tercet.server import frames, wire
+from tercet.server.wire import Embed
 
 LONG = {"new_tokens": 200, "temperature": 1.0}
 
@@ -46,25 +47,29 @@ def test_life_of_an_engine(checkpoint):
         while (step := engine.receive()).pages_used < 6:
             pass
         engine.send(wire.Cancel(id=3))
-        heard = Answers()
         while step.pages_used >= 6:
             step = engine.receive()
-            heard.add(step)
-        assert {output.id for output in step.outputs} == {4}
+        engine.send(generate(5, [9], 1))
+        ids = set()
+        while 5 not in ids:
+            ids = {output.id for output in engine.outputs()}
+        assert ids == {4, 5}
         engine.send(wire.Cancel(id=4), wire.Cancel(id=99))
         while (step := engine.receive()).running:
             pass
         assert (step.pages_used, step.waiting) == (0, 0)
+        assert all(not step.outputs for step in answers.steps)
 
-        rejected = engine.answers(generate(5, [VOCAB_SIZE], 4), count=1).rejected
-        assert rejected == {5: "invalid"}
-        rejected = engine.answers(generate(6, [1], 4, deadline=time.monotonic() - 1), count=1).rejected
-        assert rejected == {6: "deadline"}
+        rejected = engine.answers(generate(6, [VOCAB_SIZE], 4), count=1).rejected
+        assert rejected == {6: "invalid"}
+        rejected = engine.answers(generate(7, [1], 4, deadline=time.monotonic() - 1), count=1).rejected
+        assert rejected == {7: "deadline"}
 
-        engine.process.send_signal(signal.SIGINT)  # a terminal's Ctrl-C is the front end's matter
-        assert len(engine.answers(generate(7, [5, 6, 7], 4), count=1).tokens[7, 0]) == 4
+        engine.process.send_signal(signal.SIGINT)  # a terminal's Ctrl-C is the supervisor's matter
+        assert len(engine.answers(generate(8, [5, 6, 7], 4), count=1).tokens[8, 0]) == 4
 
-        engine.send(generate(8, [1], **LONG), wire.Stop())
+        engine.send(generate(9, [1], **LONG))
+        engine.stop()
         assert engine.exit_code(5) == 0
 
 
@@ -81,6 +86,54 @@ def test_a_loading_engine_ends_with_its_socket(checkpoint):
     with engine_process(source=str(checkpoint)) as engine:
         engine.socket.close()
         assert engine.exit_code() == 0
+
+
+def test_front_ends_hear_what_they_asked_alone_and_may_leave(checkpoint):
+    """One of three goes in the middle: its pages are free after the next step. Another breaks the protocol."""
+    with engine_process(source=str(checkpoint), page_size=8) as engine:
+        engine.started()
+        ends = [engine.front_end() for _ in range(3)]
+        firsts = [first for _, _, first in ends]
+        assert len(set(firsts)) == 3
+        for (end, _, _), first in zip(ends, firsts, strict=True):
+            end.sendall(b"".join(frames.encode(generate(first + key, [key + 1] * 40, **LONG)) for key in range(2)))
+        while (step := engine.receive()).running < 6:
+            pass
+        used = step.pages_used
+        ends[0][0].close()
+        while (step := engine.receive()).running > 4:
+            pass
+        assert step.pages_used < used
+        for _, answers, first in ends[1:]:
+            for _ in range(3):
+                assert {output.id for output in answers.next().outputs} <= {first, first + 1}
+        ends[1][0].sendall(b"\x01\x00\x00\x00\xff")
+        while (step := engine.receive()).running > 2:
+            pass
+        with pytest.raises((EOFError, ConnectionResetError)):
+            ends[1][1].rest()
+        last, answers, first = ends[2]
+        last.sendall(b"".join(frames.encode(wire.Cancel(id=first + key)) for key in range(2)))
+        while (step := engine.receive()).running:
+            pass
+        assert step.pages_used == 0
+        ends[1][0].close()
+        last.close()
+
+
+def test_a_front_end_that_does_not_read_holds_nobody_up_for_long(checkpoint):
+    """The others' answers go on; what it missed is there when it reads again."""
+    with engine_process(source=str(checkpoint), max_length=256) as engine:
+        engine.started()
+        engine.answers(generate(0, [5], 1), count=1)
+        stalled, answers, first = engine.front_end()
+        texts = [Embed(id=first + key, token_ids=[1] * 64, pooling="none", normalize=True) for key in range(600)]
+        stalled.sendall(b"".join(map(frames.encode, texts)))  # more than a socket holds
+        assert len(engine.answers(generate(1, [5, 6, 7], 4), count=1).tokens[1, 0]) == 4
+        got = 0
+        while got < len(texts):
+            got += len(answers.next().outputs)
+        stalled.close()
 
 
 def test_an_engine_ends_with_its_parent(checkpoint):

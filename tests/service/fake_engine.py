@@ -1,4 +1,4 @@
-"""An engine without a model, run as the real one is: `python fake_engine.py SOCKET SETTINGS_JSON`.
+"""An engine without a model, run as the real one is: `python fake_engine.py FOLDER SETTINGS_JSON`.
 
 A checkpoint's config.json says what it is ("model_type": bert, gpt2 or t5), what it can do and how it misbehaves
 ("fake": an object): `tasks` and `labels` are of its head, `fail` is a line for Failed, `crash` ends the process before
@@ -12,9 +12,8 @@ log probability is minus its id, by tenths; so is a token's that is scored.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import select
-import socket
 import struct
 import sys
 import time
@@ -23,11 +22,10 @@ from typing import cast
 
 import msgspec
 
-from tercet.server import frames, wire
+from tercet.server import wire
+from tercet.server.engine.connection import Connections, Gone
 
 Question = wire.Embed | wire.Predict | wire.FillMask | wire.Score
-Answer = wire.Embedding | wire.Prediction | wire.Candidates | wire.Scored | wire.Tokens | wire.Rejected
-
 POOLINGS = ("mean", "cls", "last", "max", "none")
 FAMILIES: dict[str, wire.Family] = {"bert": "encoder", "gpt2": "decoder", "t5": "seq2seq"}
 VOCAB_SIZE = 60
@@ -41,18 +39,18 @@ PAGES = 64
 class FakeEngine:
     """One request a page; all of them move on by one token a step."""
 
-    def __init__(self, settings: wire.EngineSettings, behaviour: dict[str, object], connection: socket.socket) -> None:
+    def __init__(self, settings: wire.EngineSettings, behaviour: dict[str, object], connections: Connections) -> None:
         self.incarnation = settings.incarnation
         self.step_seconds = float(str(behaviour.get("step", 0)))
         self.tasks = [str(task) for task in cast("list[object]", behaviour.get("tasks", []))]
         self.labels = int(str(behaviour.get("labels", 0)))
-        self.connection = connection
+        self.connections = connections
         self.questions: list[Question] = []
         self.samples: dict[tuple[int, int], tuple[wire.Generate, list[int]]] = {}
         self.launches = 0
 
-    def take(self, message: wire.ToEngine) -> None:
-        """A message of the front end."""
+    def take(self, message: wire.ToEngine | Gone) -> None:
+        """A message of a front end."""
         match message:
             case wire.Generate():
                 self.samples |= {(message.id, sample): (message, []) for sample in range(message.n)}
@@ -61,6 +59,10 @@ class FakeEngine:
                 for key in [key for key in self.samples if key[0] == message.id and message.sample in (None, key[1])]:
                     del self.samples[key]
                 self.report([])
+            case Gone():
+                held = {m.id for m in [*self.questions, *(m for m, _ in self.samples.values())]}
+                for id in [id for id in held if id in message.ids]:
+                    self.take(wire.Cancel(id=id))
             case wire.Stop():
                 sys.exit(0)
             case _:
@@ -117,7 +119,7 @@ class FakeEngine:
             )
         ]
 
-    def answer(self, question: Question) -> Answer:
+    def answer(self, question: Question) -> wire.Output:
         """The answer to a question."""
         if reason := self.refusal(question.token_ids, question.deadline):
             return wire.Rejected(id=question.id, reason=reason, message="refused by the fake")
@@ -177,10 +179,10 @@ class FakeEngine:
             generated_tokens=generated,
             recomputed_tokens=0,
         )
-        self.send(
+        self.connections.report(
             wire.StepResult(
                 incarnation=self.incarnation,
-                outputs=outputs,
+                outputs=[],
                 stats=[stats] if rows else [],
                 running=len(self.samples) + len(self.questions),
                 waiting=0,
@@ -189,24 +191,21 @@ class FakeEngine:
                 kernel_launches={"attention/cpu": self.launches},
             )
         )
-
-    def send(self, message: wire.FromEngine) -> None:
-        """One frame to the front end."""
-        self.connection.sendall(frames.encode(message))
+        self.connections.answer(outputs)
 
 
-def main(path: str, settings_json: str) -> None:
-    """Runs until Stop or the end of the connection."""
+def main(folder: str, settings_json: str) -> None:
+    """Runs until Stop or the supervisor's end."""
     settings = msgspec.json.decode(settings_json, type=wire.EngineSettings)
     config = json.loads((Path(settings.source) / "config.json").read_text())
     behaviour = config.get("fake", {})
     family = FAMILIES[config["model_type"]]
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(path)
-    engine = FakeEngine(settings, behaviour, connection)
-    engine.send(wire.Loading(incarnation=settings.incarnation, stage="weights", done=1, total=2))
+    connections = Connections(Path(folder), settings.incarnation)
+    connections.end_process_with_supervisor()
+    engine = FakeEngine(settings, behaviour, connections)
+    connections.report(wire.Loading(incarnation=settings.incarnation, stage="weights", done=1, total=2))
     if line := behaviour.get("fail"):
-        engine.send(wire.Failed(incarnation=settings.incarnation, message=line))
+        connections.report(wire.Failed(incarnation=settings.incarnation, message=line))
         sys.exit(2)
     if behaviour.get("crash"):
         sys.exit(1)
@@ -229,20 +228,14 @@ def main(path: str, settings_json: str) -> None:
         page_size=settings.page_size,
         memory=settings.memory,
     )
-    engine.send(wire.Ready(incarnation=settings.incarnation, model=info))
-    reader = frames.FrameReader()
+    connections.report(wire.Ready(incarnation=settings.incarnation, model=info))
     while True:
-        while select.select([connection], [], [], 0 if engine.busy else None)[0]:
-            try:
-                data = connection.recv(1 << 16)
-            except ConnectionResetError:
-                data = b""
-            if not data:
-                return
-            for body in reader.feed(data):
-                engine.take(frames.to_engine_decoder.decode(body))
-        engine.step()
+        for message in connections.receive(wait=not engine.busy):
+            engine.take(message)
+        if engine.busy:
+            engine.step()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with contextlib.suppress(EOFError):
+        main(*sys.argv[1:])

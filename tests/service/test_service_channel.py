@@ -50,20 +50,7 @@ class Peer:
     async def answer(self, *ids: int) -> None:
         """Answers requests in one step."""
         outputs = [wire.Embedding(id=id, data=b"x") for id in ids]
-        await self.send(
-            frames.encode(
-                wire.StepResult(
-                    incarnation=1,
-                    outputs=outputs,
-                    stats=[],
-                    running=0,
-                    waiting=0,
-                    pages_used=0,
-                    preemptions=0,
-                    kernel_launches={},
-                )
-            )
-        )
+        await self.send(frames.encode(wire.Answers(incarnation=1, outputs=outputs)))
 
 
 @asynccontextmanager
@@ -71,7 +58,7 @@ async def connected() -> AsyncIterator[Peer]:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     lost: list[Channel] = []
-    channel = Channel(lambda _: None, lost.append)
+    channel = Channel(1, lambda _: None, lost.append)
     transport, _ = await asyncio.get_running_loop().create_connection(lambda: channel, sock=ours)
     try:
         yield Peer(theirs, channel, lost)
@@ -97,6 +84,12 @@ async def test_answers_reach_who_asked_and_pending_is_what_is_left():
         assert [output.id for output in first.outputs] == [0]
         assert [output.id for output in second.outputs] == [2]
         assert (peer.channel.pending.sequences, peer.channel.pending.tokens) == (1, 1)
+
+
+async def test_ids_count_from_where_the_engine_says():
+    async with connected() as peer:
+        await peer.send(frames.encode(wire.Welcome(incarnation=1, first_id=1 << 40)))
+        assert [peer.channel.new_id() for _ in range(2)] == [1 << 40, (1 << 40) + 1]
 
 
 async def test_a_cancelled_requests_late_answer_is_dropped():
@@ -128,7 +121,14 @@ async def test_the_engines_end_loses_every_request_once():
 
 
 @pytest.mark.parametrize(
-    "data", [b"\xff" * 8, b"\x03\x00\x00\x00abc", frames.encode(embed(0))], ids=["length", "text", "kind"]
+    "data",
+    [
+        b"\xff" * 8,
+        b"\x03\x00\x00\x00abc",
+        frames.encode(embed(0)),
+        frames.encode(wire.Answers(incarnation=2, outputs=[])),
+    ],
+    ids=["length", "text", "kind", "incarnation"],
 )
 async def test_an_engine_that_breaks_the_protocol_is_cut_off(data: bytes, caplog: pytest.LogCaptureFixture):
     async with connected() as peer:
@@ -137,7 +137,7 @@ async def test_an_engine_that_breaks_the_protocol_is_cut_off(data: bytes, caplog
         await peer.send(data)
         assert receiver.lost == 1
         assert peer.lost == [peer.channel]
-    assert caplog.messages == ["engine broke the protocol"]
+    assert caplog.messages == ["broken protocol"]
 
 
 async def test_an_answer_that_its_receiver_cannot_take_fails_alone(caplog: pytest.LogCaptureFixture):

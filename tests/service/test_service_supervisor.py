@@ -91,7 +91,7 @@ async def test_strangers(supervise, tmp_path: Path):
     async with asyncio.timeout(20):
         while engine.state is not State.READY:
             await asyncio.sleep(0.01)
-        [socket] = tmp_path.glob("tercet-*/0/1.sock")
+        [socket] = tmp_path.glob("tercet-*/0/1/control")
         reader, writer = await asyncio.open_unix_connection(socket)
         assert await reader.read() == b""
         writer.close()

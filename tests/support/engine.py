@@ -109,7 +109,11 @@ class Answers:
     def add(self, step):
         """Takes in a step's result."""
         self.steps.append(step)
-        for output in step.outputs:
+        self.take(step.outputs)
+
+    def take(self, outputs):
+        """Takes in answers."""
+        for output in outputs:
             match output:
                 case Tokens(id=key, sample=sample):
                     if (key, sample) in self.reasons:

@@ -1,4 +1,4 @@
-"""The front end's side of the socket to one engine: sends requests, hands each answer to who waits for it."""
+"""A front end's side of the socket to one engine: sends requests, hands each answer to who waits for it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import math
 import time
 from typing import TYPE_CHECKING, Protocol
 
-import msgspec
-
 from tercet.server import frames, wire
+from tercet.server.link import Link
 from tercet.server.logs import fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 Request = wire.Embed | wire.Predict | wire.FillMask | wire.Score | wire.Generate
-Output = wire.Embedding | wire.Prediction | wire.Candidates | wire.Scored | wire.Tokens | wire.Rejected
 log = logging.getLogger(__name__)
 _UNREADABLE = "the server could not read the answer of the model's engine"
 _RATE_SECONDS = 2.0  # over which the rate of finished sequences is averaged
@@ -37,7 +35,7 @@ def prompt_tokens(request: Request) -> int:
 class Receiver(Protocol):
     """Who waits for the answers to one or more requests."""
 
-    def receive(self, output: Output) -> bool:
+    def receive(self, output: wire.Output) -> bool:
         """Takes one answer. True where the request of its id needs no more."""
         ...
 
@@ -91,17 +89,19 @@ class Pending:
         await self._room.wait()
 
 
-class Channel(asyncio.Protocol):
+class Channel(Link[wire.ToFrontEnd]):
     """One connection to one incarnation of an engine."""
 
-    def __init__(self, on_message: Callable[[wire.FromEngine], None], on_lost: Callable[[Channel], None]) -> None:
+    def __init__(
+        self, incarnation: int, on_welcome: Callable[[Channel], None], on_lost: Callable[[Channel], None]
+    ) -> None:
+        """`on_welcome`: the engine takes requests now."""
+        super().__init__(frames.to_front_end_decoder, self._hear, lambda: self._end(on_lost))
         self.pending = Pending()
-        self._on_message = on_message
-        self._on_lost = on_lost
-        self._frames = frames.FrameReader()
+        self._incarnation = incarnation
+        self._on_welcome = on_welcome
         self._waiting: dict[int, tuple[Receiver, int, int]] = {}  # id -> receiver, sequences, tokens
         self._ids = itertools.count()
-        self._transport: asyncio.Transport | None = None
 
     def new_id(self) -> int:
         """An id that no other request has."""
@@ -113,27 +113,22 @@ class Channel(asyncio.Protocol):
         Where the engine is gone the receiver is told so at once. Raises ValueError, and sends nothing, where a request
         exceeds the limit of a frame.
         """
-        if self._transport is None:
+        if not self.connected:
             receiver.lose()
             return
         data = b"".join(map(frames.encode, requests))
         for request in requests:
             entry = self._waiting[request.id] = (receiver, rows(request), prompt_tokens(request))
             self.pending.add(*entry[1:])
-        self._write(data)
+        self.write(data)
 
     def cancel(self, ids: Sequence[int]) -> None:
         """Stops those of the requests that are not answered yet; their receiver hears no more of them."""
-        late = [id for id in ids if self._forget(id)]
-        self._write(b"".join(frames.encode(wire.Cancel(id=id)) for id in late))
+        self.send(*(wire.Cancel(id=id) for id in ids if self._forget(id)))
 
     def cancel_sample(self, id: int, sample: int) -> None:
         """Stops one sample of a request."""
-        self._write(frames.encode(wire.Cancel(id=id, sample=sample)))
-
-    def stop(self) -> None:
-        """Asks the engine to end."""
-        self._write(frames.encode(wire.Stop()))
+        self.send(wire.Cancel(id=id, sample=sample))
 
     def lose(self) -> None:
         """Tells everyone who waits that nothing more will come."""
@@ -143,42 +138,27 @@ class Channel(asyncio.Protocol):
         for receiver in lost:
             receiver.lose()
 
-    def close(self) -> None:
-        """Drops the connection, and whoever waits."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The engine connected."""
-        if isinstance(transport, asyncio.Transport):
-            self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """The engine wrote. What it may not write ends the connection."""
-        try:
-            for body in self._frames.feed(data):
-                message = frames.from_engine_decoder.decode(body)
-                self._on_message(message)
-                if isinstance(message, wire.StepResult):
-                    self._deliver(message.outputs)
-        except (ValueError, msgspec.MsgspecError) as error:
-            log.error("engine broke the protocol", extra=fields(error=str(error)))
-            self.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The engine is gone."""
-        self._transport = None
+    def _end(self, on_lost: Callable[[Channel], None]) -> None:
         self.lose()
-        self._on_lost(self)
+        on_lost(self)
 
-    def _deliver(self, outputs: Sequence[Output]) -> None:
+    def _hear(self, message: wire.ToFrontEnd) -> None:
+        if message.incarnation != self._incarnation:
+            raise ValueError(f"incarnation {message.incarnation} is not {self._incarnation}")
+        if isinstance(message, wire.Welcome):
+            self._ids = itertools.count(message.first_id)
+            self._on_welcome(self)
+        else:
+            self._deliver(message.outputs)
+
+    def _deliver(self, outputs: Sequence[wire.Output]) -> None:
         for output in outputs:
             entry = self._waiting.get(output.id)  # None: cancelled while the answer was on its way
             if entry is not None:
                 self._hand(output, entry[0])
         self.pending.step()
 
-    def _hand(self, output: Output, receiver: Receiver) -> None:
+    def _hand(self, output: wire.Output, receiver: Receiver) -> None:
         """Gives an answer to its receiver. One that can't take it fails alone."""
         try:
             if receiver.receive(output):
@@ -193,7 +173,3 @@ class Channel(asyncio.Protocol):
         if entry is not None:
             self.pending.remove(*entry[1:])
         return entry is not None
-
-    def _write(self, data: bytes) -> None:
-        if data and self._transport is not None:
-            self._transport.write(data)

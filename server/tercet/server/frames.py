@@ -1,6 +1,7 @@
 """Messages of `wire` as bytes on a socket, and back.
 
-A frame is a 4-byte little-endian length followed by one msgpack-encoded message.
+A frame is a 4-byte little-endian length followed by one msgpack-encoded message. The sockets of a process that the
+supervisor starts lie in a folder of that process alone.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ import msgspec
 
 from tercet.server import wire
 
+CONTROL = "control"
+"""The supervisor's socket in the folder of a process: the process connects."""
+REQUESTS = "requests"
+"""An engine's socket in its folder: front ends connect."""
 MAX_FRAME = 1 << 30  # bytes; a longer length prefix is a protocol error
 _LENGTH_BYTES = 4
 _encoder = msgspec.msgpack.Encoder()
 to_engine_decoder = msgspec.msgpack.Decoder(wire.ToEngine)
 from_engine_decoder = msgspec.msgpack.Decoder(wire.FromEngine)
+to_front_end_decoder = msgspec.msgpack.Decoder(wire.ToFrontEnd)
 
 
-def encode(message: wire.ToEngine | wire.FromEngine) -> bytes:
+def encode(message: msgspec.Struct) -> bytes:
     """One frame: length prefix and message. Raises ValueError past MAX_FRAME."""
     body = _encoder.encode(message)
     if len(body) > MAX_FRAME:

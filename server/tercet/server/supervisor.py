@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tercet.server import wire
+from tercet.server import frames, wire
 from tercet.server.channel import Channel
+from tercet.server.link import Link
 from tercet.server.logs import fields
 from tercet.server.metrics import EngineMetrics
 
@@ -76,9 +77,12 @@ class Engine:
         self._folder = folder
         self._metrics = EngineMetrics(metrics, self.name, self._unanswered)
         self._on_change = on_change
-        self._connection: Channel | None = None
+        self._control: Link[wire.FromEngine] | None = None
+        self._home = folder
+        """Of the incarnation that lives."""
         self._process: asyncio.subprocess.Process | None = None
         self._refusal: str | None = None
+        self._asking: asyncio.Future[None] | None = None
         self._unready = 0
         """Incarnations in a row that did not get ready."""
         self._stopping = False
@@ -115,8 +119,8 @@ class Engine:
     async def stop(self) -> None:
         """Ends the engine."""
         self._stopping = True
-        if self.channel is not None:
-            self.channel.stop()
+        if self._control is not None and self.state is State.READY:
+            self._control.send(wire.Stop())
         elif self._process is not None:
             _kill(self._process)  # it loads: there is nothing to finish
         if self._process is not None:
@@ -127,13 +131,16 @@ class Engine:
         incarnation = self._settings.incarnation + 1
         self._settings = msgspec.structs.replace(self._settings, incarnation=incarnation)
         self._refusal = None
-        socket = self._folder / f"{incarnation}.sock"
+        self._home = self._folder / str(incarnation)
+        self._home.mkdir(mode=0o700)
         lost = asyncio.Event()
-        listener = await asyncio.get_running_loop().create_unix_server(lambda: self._connect(lost), socket)
+        listener = await asyncio.get_running_loop().create_unix_server(
+            lambda: self._connect(lost), self._home / frames.CONTROL
+        )
         try:
             self._process = process = await asyncio.create_subprocess_exec(
                 *ENGINE_COMMAND,
-                str(socket),
+                str(self._home),
                 msgspec.json.encode(self._settings).decode(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=sys.stderr,
@@ -150,9 +157,9 @@ class Engine:
             return exit_.result() if exit_.done() else await exit_
         finally:
             listener.close()
-            socket.unlink(missing_ok=True)
-            if self._connection is not None:
-                self._connection.close()
+            shutil.rmtree(self._home, ignore_errors=True)
+            if self._control is not None:
+                self._control.close()
                 self._disconnect()
             self._process = None
 
@@ -165,19 +172,21 @@ class Engine:
             await process.wait()
 
     def _connect(self, lost: asyncio.Event) -> asyncio.Protocol:
-        if self._connection is not None:
+        if self._control is not None:
             return _Stranger()
 
-        def on_lost(channel: Channel) -> None:
-            if channel is self._connection:
+        def on_lost() -> None:
+            if control is self._control:
                 self._disconnect()
                 lost.set()
 
-        self._connection = Channel(self._hear, on_lost)
-        return self._connection
+        self._control = control = Link(frames.from_engine_decoder, self._hear, on_lost)
+        return control
 
     def _disconnect(self) -> None:
-        self._connection = self.channel = None
+        if self.channel is not None:
+            self.channel.close()
+        self._control = self.channel = None
         self._metrics.lost()
         if not self._stopping:
             self._change(State.LOADING if self.info is None else State.RESTARTING)
@@ -194,13 +203,21 @@ class Engine:
             self._refusal = message.message
         else:
             self.info = message.model
-            self.channel = self._connection
             self._unready = 0
             self._metrics.ready(message.model)
             log.info(
                 "model ready", extra=fields(model=self.name, memory=message.model.memory, pages=message.model.pages)
             )
-            self._change(State.READY)
+            self._asking = asyncio.ensure_future(self._ask())
+
+    async def _ask(self) -> None:
+        channel = Channel(self._settings.incarnation, self._welcome, lambda _: None)
+        with contextlib.suppress(OSError):  # it died meanwhile
+            await asyncio.get_running_loop().create_unix_connection(lambda: channel, str(self._home / frames.REQUESTS))
+
+    def _welcome(self, channel: Channel) -> None:
+        self.channel = channel
+        self._change(State.READY)
 
     def _unanswered(self) -> int:
         """Sequences that the engine has not answered. May be called from any thread."""

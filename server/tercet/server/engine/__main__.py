@@ -1,7 +1,8 @@
-"""The engine process: `python -m tercet.server.engine SOCKET SETTINGS_JSON`, started by the supervisor.
+"""The engine process: `python -m tercet.server.engine FOLDER SETTINGS_JSON`, started by the supervisor.
 
-It connects to the socket, loads its model, and serves until it is told to stop or the socket closes. Exit codes: 0
-after that, 2 when the model can't be served (`Failed` says why), 1 when the engine itself has failed.
+It connects to the supervisor's socket in the folder, loads its model, and serves the front ends that connect to its own
+until it is told to stop or the supervisor is gone. Exit codes: 0 after that, 2 when the model can't be served (`Failed`
+says why), 1 when the engine itself has failed.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from tercet.server.engine.connection import Connection, exit_at_once
+from tercet.server.engine.connection import Connections, Gone, exit_at_once
 from tercet.server.logs import configure, fields
 from tercet.server.wire import Cancel, EngineSettings, Failed, Ready, Stop
 
@@ -35,13 +37,13 @@ def main(arguments: Sequence[str]) -> int:
     # OpenMP's threads would else spin for milliseconds while they wait, on the cores of the front end and of the other
     # engines; without any spinning, they would fall asleep in the short gaps between the ops of a batch.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to us too, but the front end drains first
-    path, settings_json = arguments
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to us too, but requests finish first
+    folder, settings_json = arguments
     settings = msgspec.json.decode(settings_json, type=EngineSettings)
-    connection = Connection(path)
-    connection.end_process_with_peer()
+    connections = Connections(Path(folder), settings.incarnation)
+    connections.end_process_with_supervisor()
     try:
-        return _run(settings, connection)
+        return _run(settings, connections)
     except EOFError:
         return 0
     except Exception:
@@ -49,39 +51,45 @@ def main(arguments: Sequence[str]) -> int:
         return 1
 
 
-def _run(settings: EngineSettings, connection: Connection) -> int:
-    # Imported here, after the socket: torch takes its time.
+def _run(settings: EngineSettings, connections: Connections) -> int:
+    # Imported here, after the sockets: torch takes its time.
     from tercet.kernels.dispatch import UnsupportedError
     from tercet.server.engine.loading import StartError, load_engine
     from tercet.server.engine.memory import TooLargeError
     from tercet.server.models import CheckpointError
 
     try:
-        engine, info = load_engine(settings, connection.send)
+        engine, info = load_engine(settings, connections.report)
     except (CheckpointError, StartError, TooLargeError, UnsupportedError) as error:
-        connection.exit_code = FAILED  # the front end may hang up as soon as it has heard
-        connection.send(Failed(incarnation=settings.incarnation, message=" ".join(str(error).split())))
+        connections.exit_code = FAILED  # the supervisor may hang up as soon as it has heard
+        connections.report(Failed(incarnation=settings.incarnation, message=" ".join(str(error).split())))
         return FAILED
     # What was loaded lives as long as the process: the collector need not look at it again.
     gc.collect()
     gc.freeze()
-    connection.send(Ready(incarnation=settings.incarnation, model=info))
-    serve(engine, connection)
+    connections.report(Ready(incarnation=settings.incarnation, model=info))
+    serve(engine, connections)
     return 0
 
 
-def serve(engine: Engine, connection: Connection) -> None:
+def serve(engine: Engine, connections: Connections) -> None:
     """Steps while there is work, and waits for messages while there is none. Returns on Stop."""
     while True:
-        for message in connection.receive(wait=not engine.busy):
-            if isinstance(message, Stop):
-                return
-            if isinstance(message, Cancel):
-                engine.cancel(message.id, message.sample)
-            else:
-                engine.submit(message)
+        for message in connections.receive(wait=not engine.busy):
+            match message:
+                case Stop():
+                    return
+                case Cancel():
+                    engine.cancel(message.id, message.sample)
+                case Gone():
+                    engine.cancel_all(message.ids)
+                case _:
+                    engine.submit(message)
         if engine.busy:
-            connection.send(engine.step())
+            result = engine.step()
+            # The report goes first: who has an answer finds it counted.
+            connections.report(msgspec.structs.replace(result, outputs=[]))
+            connections.answer(result.outputs)
 
 
 if __name__ == "__main__":

@@ -1,65 +1,208 @@
-"""The engine's end of the Unix socket."""
+"""The engine's ends of its Unix sockets: one to the supervisor, one to each front end.
+
+The supervisor listens at FOLDER/control; it hears how the engine starts and what its steps were. The engine listens at
+FOLDER/requests, where front ends connect; each hears the answers to what it asked itself.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import select
+import selectors
 import socket
 import sys
 import threading
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from tercet.server import frames
+from tercet.server.logs import fields
+from tercet.server.wire import Answers, Welcome
 
 if TYPE_CHECKING:
-    from tercet.server.wire import FromEngine, ToEngine
+    from collections.abc import Iterable
+    from pathlib import Path
 
+    from tercet.server.wire import FromEngine, Output, ToEngine
+
+_ID_BITS = 40  # of a request's id, below the number of its connection
 _RECEIVE_BYTES = 1 << 18
+# A reader that is slow holds the engine up; one that pauses does so for this time, once, and then is written to between
+# steps. One that has paused for long with much to read is hung up on.
+_COURTESY = 0.02  # seconds
+_PATIENCE = 10.0  # seconds
+_UNREAD = 64 << 20  # bytes
+
+log = logging.getLogger(__name__)
 
 
-class Connection:
-    """Frames to and from the front end. Every method raises EOFError once the front end is gone."""
+class Gone(NamedTuple):
+    """A front end has gone, and with it who waits for these requests."""
 
-    def __init__(self, path: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.connect(path)
+    ids: range
+
+
+class _Connection:
+    """One socket. Every method raises EOFError once the other side is gone."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
         self._frames = frames.FrameReader()
-        self.exit_code = 0
-        """What the process exits with once the front end is gone."""
+        self._unsent = bytearray()
+        self._writable = select.poll()
+        self._writable.register(connected.fileno(), select.POLLOUT)
 
-    def send(self, message: FromEngine) -> None:
-        """Sends one message, waiting for a front end that is slow to read."""
-        try:
-            self._socket.sendall(frames.encode(message))
-        except OSError as error:
-            raise EOFError from error
-
-    def receive(self, *, wait: bool) -> list[ToEngine]:
-        """Everything that has arrived; with `wait`, at least some bytes are waited for."""
+    def receive(self) -> list[ToEngine]:
+        """What has arrived."""
         messages: list[ToEngine] = []
-        flags = 0 if wait else socket.MSG_DONTWAIT
-        while True:
+        full = True
+        while full:
             try:
-                data = self._socket.recv(_RECEIVE_BYTES, flags)
+                data = self.socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                return messages
+                break
             except OSError as error:
                 raise EOFError from error
             if not data:
                 raise EOFError
-            messages += map(frames.to_engine_decoder.decode, self._frames.feed(data))
-            flags = socket.MSG_DONTWAIT
+            try:
+                messages += map(frames.to_engine_decoder.decode, self._frames.feed(data))
+            except (ValueError, msgspec.MsgspecError) as error:
+                log.error("broken protocol", extra=fields(error=str(error)))
+                raise EOFError from error
+            full = len(data) == _RECEIVE_BYTES
+        return messages
 
-    def end_process_with_peer(self) -> None:
-        """Ends this process when the front end closes its socket or dies, whatever is running: a load, a long step."""
+    def send(self, data: bytes) -> None:
+        """Sends, and leaves for later what a reader that pauses does not take."""
+        courtesy = 0.0 if self._unsent else _COURTESY
+        self._unsent += data
+        self.flush()
+        while self._unsent:
+            overfull = len(self._unsent) > _UNREAD
+            if not self._writable.poll(1000 * (_PATIENCE if overfull else courtesy)):
+                if overfull:
+                    raise EOFError
+                return
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what the socket takes at once of what was left."""
+        try:
+            if self._unsent:
+                del self._unsent[: self.socket.send(self._unsent, socket.MSG_DONTWAIT)]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise EOFError from error
+
+    @property
+    def awaited(self) -> int:
+        """What a selector should wait for."""
+        return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
+
+
+class Connections:
+    """Every socket of an engine. Methods raise EOFError once the supervisor is gone."""
+
+    def __init__(self, folder: Path, incarnation: int) -> None:
+        self._incarnation = incarnation
+        control = socket.socket(socket.AF_UNIX)
+        control.connect(str(folder / frames.CONTROL))
+        self._supervisor = _Connection(control)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(folder / frames.REQUESTS))
+        self._listener.listen()
+        self._front_ends: dict[int, _Connection] = {}
+        self._accepted = 0
+        self._gone: list[Gone] = []  # noticed while sending
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self.exit_code = 0
+        """What the process exits with once the supervisor is gone."""
+
+    def report(self, message: FromEngine) -> None:
+        """Sends one message to the supervisor."""
+        self._supervisor.send(frames.encode(message))
+        self._await(self._supervisor)
+
+    def answer(self, outputs: Iterable[Output]) -> None:
+        """Sends each front end the answers to its requests, in one message; those of one that is gone are dropped."""
+        asked: defaultdict[int, list[Output]] = defaultdict(list)
+        for output in outputs:
+            asked[output.id >> _ID_BITS].append(output)
+        for number, answers in asked.items():
+            self._send(number, Answers(incarnation=self._incarnation, outputs=answers))
+
+    def receive(self, *, wait: bool) -> list[ToEngine | Gone]:
+        """What has arrived since; with `wait`, an event is waited for, which may bring nothing."""
+        messages: list[ToEngine | Gone] = []
+        for key, _ in self._selector.select(None if wait and not self._gone else 0):
+            if key.fileobj is self._listener:
+                self._accept()
+            elif key.data is None:
+                self._supervisor.flush()
+                messages += self._supervisor.receive()
+                self._await(self._supervisor)
+            else:
+                messages += self._attend(key.data)
+        messages += self._gone
+        self._gone.clear()
+        return messages
+
+    def end_process_with_supervisor(self) -> None:
+        """Ends this process when the supervisor closes its socket or dies, whatever runs: a load, a long step."""
 
         def wait() -> None:
             poll = select.poll()
-            poll.register(self._socket.fileno(), 0)  # the hang-up is reported without being asked for
+            poll.register(self._supervisor.socket.fileno(), 0)  # the hang-up is reported without being asked for
             poll.poll()
             exit_at_once(self.exit_code)
 
-        threading.Thread(target=wait, name="peer", daemon=True).start()
+        threading.Thread(target=wait, name="supervisor", daemon=True).start()
+
+    def _accept(self) -> None:
+        connected, _ = self._listener.accept()
+        number = self._accepted
+        self._accepted += 1
+        self._front_ends[number] = _Connection(connected)
+        self._selector.register(connected, selectors.EVENT_READ, number)
+        self._send(number, Welcome(incarnation=self._incarnation, first_id=number << _ID_BITS))
+
+    def _attend(self, number: int) -> list[ToEngine]:
+        """Reads from a front end, and writes what was left."""
+        connection = self._front_ends[number]
+        try:
+            connection.flush()
+            messages = connection.receive()
+        except EOFError:
+            self._drop(number)
+            return []
+        self._await(connection, number)
+        return messages
+
+    def _send(self, number: int, message: Welcome | Answers) -> None:
+        if connection := self._front_ends.get(number):
+            try:
+                connection.send(frames.encode(message))
+            except EOFError:
+                self._drop(number)
+            else:
+                self._await(connection, number)
+
+    def _await(self, connection: _Connection, number: int | None = None) -> None:
+        """Lets the selector wait for what the connection waits for."""
+        self._selector.modify(connection.socket, connection.awaited, number)
+
+    def _drop(self, number: int) -> None:
+        connection = self._front_ends.pop(number)
+        self._selector.unregister(connection.socket)
+        connection.socket.close()
+        self._gone.append(Gone(range(number << _ID_BITS, (number + 1) << _ID_BITS)))
 
 
 def exit_at_once(code: int) -> None:

@@ -94,6 +94,11 @@ class Engine:
                 self._finish(sequence)
                 self._cancelled = True
 
+    def cancel_all(self, request_ids: range) -> None:
+        """Drops the requests whose ids lie in a range: those of a front end that is gone."""
+        for request_id in [request_id for request_id in self._requests if request_id in request_ids]:
+            self.cancel(request_id)
+
     def step(self) -> StepResult:
         """Launches what can be, and takes in what the oldest step brought.
 

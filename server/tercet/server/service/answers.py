@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from tercet.server.channel import Output
     from tercet.server.metrics import Metrics
     from tercet.server.service.registry import Target
 
@@ -79,7 +78,7 @@ class Answers(Generic[Answer]):
         self._lost = False
         self._done = asyncio.Event()
 
-    def receive(self, output: Output) -> bool:
+    def receive(self, output: wire.Output) -> bool:
         """One answer, or why there is none."""
         if isinstance(output, self._kind):
             self._results[output.id] = output

@@ -14,7 +14,7 @@ from tercet.server.text import IncrementalDecoder, StopMatcher
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tercet.server.channel import Channel, Output
+    from tercet.server.channel import Channel
     from tercet.server.metrics import Metrics
     from tercet.server.service.rpc import Exchange
     from tercet.server.text import Tokenizer
@@ -128,7 +128,7 @@ class Outputs:
         """Whether every output has ended."""
         return self._left == 0
 
-    def receive(self, output: Output) -> bool:
+    def receive(self, output: wire.Output) -> bool:
         """New tokens of one output, or why there are no more."""
         if isinstance(output, wire.Tokens):
             self._push(output)

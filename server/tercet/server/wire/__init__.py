@@ -1,13 +1,14 @@
-"""The messages between the service (front end) and an engine, and nothing else.
+"""The messages between an engine, the supervisor that started it and the front ends that ask it, and nothing else.
 
-The engine connects to a Unix socket in a directory of mode 0700 that the supervisor made, and `frames` carries the
-messages over it. End of file is the death of the other side. Every message of an engine bears the incarnation it was
-started with, so that one of a dead engine is never taken for its successor's.
+The engine connects to the supervisor, and the front ends to the engine, over Unix sockets in a folder of mode 0700 that
+the supervisor made; `frames` carries the messages. End of file is the death of the other side. Every message of an
+engine bears the incarnation it was started with, so that one of a dead engine is never taken for its successor's.
 
 The front end never imports torch, the engine never imports grpc: this module imports neither.
 """
 
 from tercet.server.wire.answers import (
+    Answers,
     Candidates,
     Embedding,
     Failed,
@@ -16,6 +17,7 @@ from tercet.server.wire.answers import (
     FromEngine,
     Loading,
     ModelInfo,
+    Output,
     Phase,
     Prediction,
     Ready,
@@ -23,8 +25,10 @@ from tercet.server.wire.answers import (
     Scored,
     StepResult,
     StepStats,
+    ToFrontEnd,
     TokenLogprob,
     Tokens,
+    Welcome,
 )
 from tercet.server.wire.requests import (
     Cancel,
@@ -41,6 +45,7 @@ from tercet.server.wire.requests import (
 )
 
 __all__ = [
+    "Answers",
     "Cancel",
     "Candidates",
     "Embed",
@@ -54,6 +59,7 @@ __all__ = [
     "Generate",
     "Loading",
     "ModelInfo",
+    "Output",
     "Phase",
     "Pooling",
     "Predict",
@@ -67,6 +73,8 @@ __all__ = [
     "StepStats",
     "Stop",
     "ToEngine",
+    "ToFrontEnd",
     "TokenLogprob",
     "Tokens",
+    "Welcome",
 ]

@@ -1,4 +1,8 @@
-"""What an engine sends: what it learnt while it started, and what each step brought."""
+"""What an engine sends.
+
+To the supervisor: what it learnt while it started, and what its steps were. To each front end: the answers to what that
+one asked.
+"""
 
 from __future__ import annotations
 
@@ -128,8 +132,26 @@ class Rejected(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     message: str
 
 
+Output = Embedding | Prediction | Candidates | Scored | Tokens | Rejected
+
+
+class Welcome(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The first message on a front end's connection."""
+
+    incarnation: int
+    first_id: int
+    """The ids of its requests count up from here."""
+
+
+class Answers(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What one step brought to the requests of one front end: one message a step."""
+
+    incarnation: int
+    outputs: list[Output]
+
+
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What one step was; the front end turns it into metrics."""
+    """What one step was; the supervisor turns it into metrics."""
 
     phase: Phase
     """The heaviest phase present: encode > prefill > decode."""
@@ -148,10 +170,10 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepResult(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Everything one step brought: one message a step."""
+    """Everything one step brought. The supervisor gets it without the outputs: they go to who asked."""
 
     incarnation: int
-    outputs: list[Embedding | Prediction | Candidates | Scored | Tokens | Rejected]
+    outputs: list[Output]
     stats: list[StepStats]
     """One for each forward pass of the step; empty where only cancellations were handled."""
     running: int
@@ -166,3 +188,5 @@ class StepResult(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 FromEngine = Loading | Ready | Failed | StepResult
+"""To the supervisor."""
+ToFrontEnd = Welcome | Answers

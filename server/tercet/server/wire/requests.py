@@ -1,4 +1,4 @@
-"""What the front end sends: how an engine starts, and what it is asked."""
+"""What an engine is sent: how it starts, by the supervisor, and what it is asked, by the front ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Pooling = Literal["mean", "cls", "last", "max", "none"]
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything an engine needs to start: `python -m tercet.server.engine SOCKET JSON`."""
+    """Everything an engine needs to start: `python -m tercet.server.engine FOLDER JSON`."""
 
     name: str
     """The name the model is served under."""
@@ -45,7 +45,7 @@ class Embed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """One sequence to embed. Answered by one `Embedding` or one `Rejected`."""
 
     id: int
-    """Chosen by the front end, unique within an incarnation."""
+    """Chosen by the front end, counting up from the first of its `Welcome`."""
     token_ids: list[int]
     type_ids: list[int] | None = None
     """Segment of each token; None is all 0."""
@@ -178,7 +178,7 @@ class Cancel(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
-    """Ends the engine's process at once; draining is the front end's matter."""
+    """From the supervisor: ends the engine's process at once; draining is the front ends' matter."""
 
 
 ToEngine = Embed | Predict | FillMask | Score | Generate | Cancel | Stop

@@ -1,0 +1,69 @@
+"""One end of a Unix socket on an event loop: whole messages come in, whole messages go out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import msgspec
+
+from tercet.server import frames
+from tercet.server.logs import fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+M = TypeVar("M")
+log = logging.getLogger(__name__)
+
+
+class Link(asyncio.Protocol, Generic[M]):
+    """A connection that gives each message to `take`, and says by `on_lost` when it is lost."""
+
+    def __init__(
+        self, decoder: msgspec.msgpack.Decoder[M], take: Callable[[M], None], on_lost: Callable[[], None]
+    ) -> None:
+        self._decoder = decoder
+        self._take = take
+        self._on_lost = on_lost
+        self._frames = frames.FrameReader()
+        self._transport: asyncio.Transport | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether what is sent may arrive."""
+        return self._transport is not None
+
+    def send(self, *messages: msgspec.Struct) -> None:
+        """Sends messages; where the other side is gone, does nothing. Raises ValueError past the limit of a frame."""
+        self.write(b"".join(map(frames.encode, messages)))
+
+    def write(self, data: bytes) -> None:
+        """Sends messages that are encoded."""
+        if data and self._transport is not None:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Drops the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """There is another side."""
+        if isinstance(transport, asyncio.Transport):
+            self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """The other side wrote. What it may not write ends the connection."""
+        try:
+            for body in self._frames.feed(data):
+                self._take(self._decoder.decode(body))
+        except (ValueError, msgspec.MsgspecError) as error:
+            log.error("broken protocol", extra=fields(error=str(error)))
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The other side is gone."""
+        self._transport = None
+        self._on_lost()
