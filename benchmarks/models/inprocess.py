@@ -31,6 +31,15 @@ class InProcess:
         self._engine, self.info = load_engine(settings, lambda _: None)
         self._requests = 0
 
+    def embed_ids(self, sequences: Sequence[list[int]]) -> int:
+        """Reads sequences of token ids and takes the first token's vectors; gives how many there are."""
+        for token_ids in sequences:
+            self._engine.submit(Embed(id=self._id(), token_ids=token_ids, pooling="cls", normalize=True))
+        answered = 0
+        while self._engine.busy:
+            answered += sum(isinstance(output, Embedding) for output in self._engine.step().outputs)
+        return answered
+
     def _id(self) -> int:
         self._requests += 1
         return self._requests

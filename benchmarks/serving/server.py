@@ -19,6 +19,8 @@ from benchmarks.environment import ROOT
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
 
+    from benchmarks.null_model import Pace
+
 START_SECONDS = 300
 IDLE_SHARE = 0.02  # of one core: a server that takes more while others are measured makes the run worthless
 
@@ -37,6 +39,10 @@ class Server:
     def cpu_seconds(self) -> float:
         """CPU time so far of the server and all its engines."""
         return sum(map(_cpu_seconds, _family(self.process.pid)))
+
+    def service_cpu_seconds(self) -> float:
+        """CPU time so far of everything but the engines."""
+        return sum(_cpu_seconds(pid) for pid in _family(self.process.pid) if not _is_engine(pid))
 
     def idle_while(self, run: Callable[[], object]) -> Callable[[], object]:
         """`run`, counting what CPU time this server takes meanwhile."""
@@ -64,13 +70,15 @@ class Server:
 
 
 @contextmanager
-def serve(models: Mapping[str, Path], *flags: str) -> Generator[Server]:
+def serve(models: Mapping[str, Path], *flags: str, pace: Pace | None = None) -> Generator[Server]:
     """Starts a server on free ports, waits until it is SERVING and stops it in the end.
 
-    Raises RuntimeError with the end of its log where it does not come up.
+    With a pace its models compute nothing and take that long. Raises RuntimeError with the end of its log where it does
+    not come up.
     """
     sources = [f"{name}={source}" for name, source in models.items()]
-    command = [sys.executable, "-m", "tercet.server", "serve", *sources, "--port", "0", "--metrics-port", "0"]
+    module = ["tercet.server"] if pace is None else ["benchmarks.serving.null_server", f"{pace.step},{pace.token}"]
+    command = [sys.executable, "-m", *module, "serve", *sources, "--port", "0", "--metrics-port", "0"]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         with log.open("wb") as stderr:
@@ -105,6 +113,11 @@ def _family(pid: int) -> Iterator[int]:
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in children.read_text().split():
             yield from _family(int(child))
+
+
+def _is_engine(pid: int) -> bool:
+    """Engines alone get their settings as an argument."""
+    return b'"incarnation"' in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def _cpu_seconds(pid: int) -> float:
