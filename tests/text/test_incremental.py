@@ -1,6 +1,7 @@
 """Ids that come in pieces give the text of all of them, for every kind of vocabulary."""
 
 from collections.abc import Sequence
+from random import Random
 
 import pytest
 from hypothesis import example, given, settings
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 
 from support import packaged
 from support.texts import texts
-from tercet.server.text import IncrementalDecoder, Tokenizer, load_text_model
+from tercet.server.text import IncrementalDecoder, Tokenizer, incremental, load_text_model
 
 SPACE = "\u2581"
 UNKNOWN = "[UNK]"
@@ -179,3 +180,31 @@ def test_the_window_does_not_grow() -> None:
         assert max(decoded) <= 4, name
         assert len(decoded) <= 2 * 1000 + tokenizer.vocab_size
         decoded.clear()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_what_is_remembered_is_bounded_and_forgotten_safely(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream goes on where what it stood on is forgotten under it."""
+    monkeypatch.setattr(incremental, "_MOST_STEPS", 5)
+    tokenizer = Tokenizer(TOKENIZERS[name].backend, clean_up=TOKENIZERS[name].clean_up)
+    random = Random(name)
+    streams = [random.choices(range(tokenizer.vocab_size + 2), k=40) for _ in range(4)]
+    decoders = [IncrementalDecoder(tokenizer) for _ in streams]
+    streamed = [""] * len(streams)
+    for position in range(40):
+        for which, ids in enumerate(streams):
+            streamed[which] += decoders[which].add(ids[position])
+    for ids, decoder, text in zip(streams, decoders, streamed, strict=True):
+        assert text + decoder.finish() == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("name", ["wordpiece", "unigram", "byte fallback"])
+def test_a_token_is_read_once_for_all_streams(name: str) -> None:
+    """In another order, too: what a token adds doesn't depend on the one before."""
+    tokenizer = Tokenizer(TOKENIZERS[name].backend)
+    ids = [i for i in range(tokenizer.vocab_size) if i not in tokenizer.byte_ids]
+    for _ in range(2):  # the first of a stream are read for themselves
+        pieces(tokenizer, [[tokenizer.visible_id], ids], skip=True)
+    tokenizer.backend = None  # pyright: ignore[reportAttributeAccessIssue]
+    decoder = IncrementalDecoder(tokenizer)
+    assert decoder.push([tokenizer.visible_id, *ids[::-1]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tercet.server.text.byte_level import unspell
 from tercet.server.text.encoded import from_encoding
@@ -81,10 +81,15 @@ class Tokenizer:
         return data
 
     @cached_property
-    def decoder_kinds(self) -> tuple[str, ...]:
-        """What the decoder is made of, in order: "ByteLevel", "WordPiece", "Metaspace", "ByteFallback", ..."""
+    def decoder_parts(self) -> tuple[dict[str, Any], ...]:
+        """What the decoder is made of, in order, each with its "type" and settings as in tokenizer.json."""
         decoder = self.backend.decoder
-        return () if decoder is None else tuple(_kinds(json.loads(decoder.__getstate__())))
+        return () if decoder is None else tuple(_parts(json.loads(decoder.__getstate__())))
+
+    @cached_property
+    def decoder_kinds(self) -> tuple[str, ...]:
+        """The types of these: "ByteLevel", "WordPiece", "Metaspace", "ByteFallback", ..."""
+        return tuple(str(part["type"]) for part in self.decoder_parts)
 
     @cached_property
     def subword_prefix(self) -> str:
@@ -118,10 +123,10 @@ class Tokenizer:
         return text
 
 
-def _kinds(decoder: dict[str, object]) -> Iterator[str]:
+def _parts(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
     parts = decoder.get("decoders")
-    if isinstance(parts, list):
-        for part in parts:
-            yield from _kinds(part)
+    if parts is None:
+        yield decoder
     else:
-        yield str(decoder["type"])
+        for part in parts:
+            yield from _parts(part)
