@@ -68,6 +68,9 @@ class ModelSettings:
     allow_pickle: bool = _setting(
         False, "Whether weights are read from pytorch_model.bin where there are no safetensors.", shared=True
     )
+    prefix_cache: bool = _setting(
+        True, "Whether beginnings of prompts, and sources, that are in pages already are not read again.", shared=True
+    )
     layout: str = _setting("auto", "Layout of batches.", choices=("auto", "padded", "packed"), shared=True)
     max_length: int | None = _setting(
         None, "Tokens of a sequence; unset is the checkpoint's own limit.", int, low=2, high=1 << 24, shared=True

@@ -78,6 +78,18 @@ class Metrics:
         self.restarts = self._counter("engine_restarts", "Engines started again.", "model", "reason")
         self.preemptions = self._counter("preemptions", "Sequences that lost their pages.", "model")
         self.blocks = self._gauge("kv_cache_blocks", "Pages of KV cache: used or free.", "model", "state")
+        self.cached_blocks = self._gauge(
+            "kv_cache_cached_blocks", "Free pages in which prompts or sources may be found again.", "model"
+        )
+        self.evictions = self._counter("kv_cache_evictions", "Such pages that were taken for something else.", "model")
+        self.prefix_queries = self._counter(
+            "prefix_cache_queries", "Tokens of prompts of decoders that were looked for in pages.", "model"
+        )
+        self.prefix_hits = self._counter("prefix_cache_hits", "Those of them that were found and not read.", "model")
+        self.source_queries = self._counter(
+            "source_cache_queries", "Tokens of sources of seq2seq models that were looked for in pages.", "model"
+        )
+        self.source_hits = self._counter("source_cache_hits", "Those of them that were found and not encoded.", "model")
         self.launches = self._counter("kernel_launches", "Calls of kernels.", "model", "op", "impl")
         self.copies = self._counter("host_to_device_copies", "Copies of batches to the device.", "model")
         self.memory = self._gauge("model_memory_bytes", "Weights and pages of a model.", "model")
@@ -121,6 +133,8 @@ class EngineMetrics:
         self._batch_size = metrics.batch_size.labels(model)
         self._used, self._free = (metrics.blocks.labels(model, state) for state in ("used", "free"))
         self._preemptions = metrics.preemptions.labels(model)
+        self._cached = metrics.cached_blocks.labels(model)
+        self._cache = {name: getattr(metrics, name).labels(model) for name in wire.CacheCounts.__struct_fields__}
         self._last_step = metrics.last_step.labels(model)
         self._launches: dict[str, Counter] = {}
         self._summed = {
@@ -154,7 +168,9 @@ class EngineMetrics:
         """What one step was."""
         self._in_batches = result.running
         self._last_step.set(time.time())
-        self._hold(result.pages_used)
+        self._hold(result.pages_used, result.pages_cached)
+        for name, counter in self._cache.items():
+            self._advance(name, counter, getattr(result.cache, name))
         self._advance("preemptions", self._preemptions, result.preemptions)
         for kernel, calls in result.kernel_launches.items():
             if kernel not in self._launches:
@@ -171,6 +187,7 @@ class EngineMetrics:
         counter.inc(total - self._totals.get(name, 0))
         self._totals[name] = total
 
-    def _hold(self, pages: int) -> None:
+    def _hold(self, pages: int, cached: int = 0) -> None:
         self._used.set(pages)
         self._free.set(self._pages - pages)
+        self._cached.set(cached)

@@ -83,6 +83,10 @@ class BeamSearch(Sequence):
         return True
 
     @property
+    def common(self) -> int:
+        return self._first_own
+
+    @property
     def widest(self) -> int:
         return len(self._beams)
 

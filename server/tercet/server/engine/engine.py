@@ -15,7 +15,7 @@ from tercet.server.engine.reading import is_finite, likeness
 from tercet.server.engine.scheduler import Chunk, Scheduler
 from tercet.server.engine.sequence import generation_request, reading_request
 from tercet.server.engine.steps import Launch, advance, advance_sources, failure
-from tercet.server.wire import Generate, Rejected, StepResult, Tokens
+from tercet.server.wire import Cached, Generate, Rejected, StepResult, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,11 +51,12 @@ class Engine:
             max_batch_tokens=settings.max_batch_tokens,
             max_rows=settings.max_rows,
             padded=padded,
+            prefix_cache=settings.prefix_cache,
         )
         self._requests: dict[int, Request] = {}
         self._deadlines: list[tuple[float, int]] = []  # a heap of deadline and request id, finished ones too
         self._arrivals = 0
-        self._outputs: list[Answer | Tokens | Rejected] = []
+        self._outputs: list[Answer | Cached | Tokens | Rejected] = []
         self._stats: list[StepStats] = []
         self._cancelled = False
 
@@ -117,6 +118,8 @@ class Engine:
             running=self._scheduler.rows,
             waiting=len(self._scheduler.waiting),
             pages_used=self._pool.used,
+            pages_cached=self._pool.cached,
+            cache=self._scheduler.cache.counts,
             preemptions=self._scheduler.preemptions,
             kernel_launches=dispatch.launches(),
         )
@@ -133,6 +136,7 @@ class Engine:
     def _launch(self) -> bool:
         """Launches a step; False if there is nothing to run."""
         plan = self._scheduler.schedule()
+        self._outputs += [Cached(id=request.id, tokens=request.cached or 0) for request in plan.found]
         step: list[Launch] = []
         if plan.encode:
             # Rows that are answered alike become neighbours.
@@ -176,7 +180,9 @@ class Engine:
         done = self._runner.encode([sequence for sequence, _ in chunks])
 
         def take_in() -> int:
-            for (sequence, _), answer in zip(chunks, done.output(), strict=True):
+            answers = done.output()
+            self._scheduler.cache.keep_sources(sequence for sequence, _ in chunks)
+            for (sequence, _), answer in zip(chunks, answers, strict=True):
                 if answer is None or sequence.state == "finished":
                     continue
                 if is_finite(answer):
@@ -191,10 +197,12 @@ class Engine:
     def _decode(self, chunks: list[Chunk]) -> Launch:
         started = time.perf_counter()
         done = self._runner.decode(chunks)
+        ends = [(sequence, sequence.computed + length) for sequence, length in chunks]
 
         def take_in() -> int:
             generated = 0
             chosen = done.output()
+            self._scheduler.cache.keep(ends)
             # Nothing is told of what ended before this pass, or in it with another sample of its request.
             for sequence, choice in chosen.choices:
                 if sequence.state != "finished":
@@ -255,6 +263,7 @@ class Engine:
         self._reject(request, Rejected(id=request.id, reason="internal", message=f"the model {failed} on it"))
 
     def _reject_not_finite(self, request: Request) -> None:
+        self._scheduler.cache.forget(request)
         message = "what the model computes is not finite"
         self._reject(request, Rejected(id=request.id, reason="internal", message=message))
 

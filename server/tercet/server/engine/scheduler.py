@@ -4,17 +4,19 @@
    by as many tokens as the batch has room for.
 2. What waits is admitted, oldest first, as long as there are rows and pages. What is read whole, in a batch of its own,
    is taken by length around the oldest one, so that little of the batch is padding and none starves.
-3. When a sequence needs a page and none is free, the youngest one gives up its pages and waits to be recomputed. The
-   oldest can always take every page there is, so that it ends.
+3. What has been computed before is not computed again while it is in pages (`PageCache`): a sequence starts behind the
+   pages that it finds, and waits for those that another one is about to fill.
+4. When a sequence needs a page and none is free, the youngest one gives up its pages and waits to be recomputed, as far
+   as others take them. The oldest can always take every page there is, so that it ends.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
+from tercet.server.engine.page_cache import PageCache
 from tercet.server.engine.pages import LanePool, pages_of
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ class Plan(NamedTuple):
 
     encode: list[Sequence]
     decode: list[Chunk]
+    found: list[Request]
+    """Those that start and have found some of their tokens in pages."""
 
 
 class Budget:
@@ -76,9 +80,17 @@ class Scheduler:
     """Holds every unfinished sequence, in `waiting` or in `running`, both from old to young."""
 
     def __init__(
-        self, pool: PagePool, *, page_size: int, max_batch_tokens: int, max_rows: int, padded: bool = False
+        self,
+        pool: PagePool,
+        *,
+        page_size: int,
+        max_batch_tokens: int,
+        max_rows: int,
+        padded: bool = False,
+        prefix_cache: bool = True,
     ) -> None:
         """`max_rows` bounds what runs at once, and so does `max_batch_tokens`: each decoding row is in every batch."""
+        self.cache = PageCache(pool, page_size, shared=prefix_cache)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -117,7 +129,7 @@ class Scheduler:
 
     def schedule(self) -> Plan:
         """The batches of the next step; both are empty only if nothing is queued."""
-        plan = Plan([], [])
+        plan = Plan([], [], [])
         budget = self._budget()
         self._continue(plan, budget)
         self._admit(plan, budget)
@@ -139,38 +151,40 @@ class Scheduler:
                 _read(sequence, plan, budget)
 
     def _admit(self, plan: Plan, budget: Budget) -> None:
-        lookahead = LOOKAHEAD * self._max_rows
-        if self.rows == self._max_rows:
-            ready = [sequence for sequence in self.waiting[:lookahead] if sequence.request.reading is not None]
-        else:
-            ready = list(islice(filter(self._is_ready, self.waiting), lookahead))
-        # Readiness is looked at again: starting one sample of a request makes the others wait for what it reads.
-        blocked = False
-        for sequence in ready:
-            if sequence.request.must_encode or not self._is_ready(sequence):
+        whole: list[Sequence] = []
+        blocked = self.rows == self._max_rows
+        for sequence in self.waiting[: LOOKAHEAD * self._max_rows]:
+            if sequence.request.reading is not None:
+                whole.append(sequence)
+            elif blocked or self.cache.is_coming(sequence):
                 continue
-            if not budget.room_for(sequence.width) or not self._start(sequence):
+            elif sequence.request.must_encode and not self.cache.source(sequence.request):
+                whole.append(sequence)
+            elif budget.room_for(sequence.width) and self._start(sequence, plan):
+                _read(sequence, plan, budget)
+            else:
                 blocked = True
-                break
-            _read(sequence, plan, budget)
         encoder_budget = self._budget()
-        for sequence in _by_length(s for s in ready if s.request.must_encode):
+        for sequence in _by_length(whole):
             length = sequence.request.longest
             if length > encoder_budget.room:
                 return
             # What is only read needs neither pages nor a row for longer than this step, and so overtakes.
-            if sequence.request.reading is None and (blocked or not self._is_ready(sequence)):
+            if sequence.request.reading is None and (blocked or self.cache.is_coming(sequence)):
                 continue
-            if not self._start(sequence):
+            if not self._start(sequence, plan):
                 blocked = True
                 continue
             encoder_budget.take(length)
             plan.encode.append(sequence)
 
-    def _start(self, sequence: Sequence) -> bool:
+    def _start(self, sequence: Sequence, plan: Plan) -> bool:
         """Gives a waiting sequence its rows and the pages of all its tokens, if there are as many."""
-        if sequence.request.reading is None and not self._take_pages(sequence):
-            return False
+        if sequence.request.reading is None:
+            if not self._take_pages(sequence):
+                return False
+            if self.cache.start(sequence):
+                plan.found.append(sequence.request)
         _discard(self.waiting, sequence)
         insort(self.running, sequence, key=_order)
         sequence.state = "running"
@@ -178,38 +192,22 @@ class Scheduler:
 
     def _take_pages(self, sequence: Sequence) -> bool:
         request = sequence.request
-        shared = self._shared_pages(sequence) or []
-        own = sequence.page_count(self._page_size) - len(shared)
-        cross = pages_of(len(request.source), self._page_size) if request.must_encode else 0
+        found = self.cache.beginning(sequence)
+        own = sequence.page_count(self._page_size) - len(found)
+        source = self.cache.source(request) if request.must_encode else []
+        cross = pages_of(len(request.source), self._page_size) if request.must_encode and not source else 0
         # Each running row may need one more page soon: admitting must not lead to preempting.
-        if self._pool.free < own + cross + self.rows or self.rows + sequence.widest > self._max_rows:
+        wanted = own + cross + self._pool.count_free(found + source) + self.rows
+        if self._pool.free < wanted or self.rows + sequence.widest > self._max_rows:
             return False
-        self._pool.share(shared)
-        sequence.pages = shared + self._pool.take(own)
-        sequence.restart(len(shared) * self._page_size)
-        if cross:
-            request.cross_pages = self._pool.take(cross)
+        self._pool.share(found + source)
+        sequence.pages = found + self._pool.take(own)
+        sequence.restart(len(found) * self._page_size)
+        if request.must_encode:
+            request.cross_pages, request.encoded = source or self._pool.take(cross), bool(source)
         sequence.lanes = self._lanes.take(sequence.widest)
         self.rows += sequence.widest
         return True
-
-    def _is_ready(self, sequence: Sequence) -> bool:
-        return self._shared_pages(sequence) is not None
-
-    def _shared_pages(self, sequence: Sequence) -> list[int] | None:
-        """The full pages of the prompt if another sample has filled them, None while it still does or still encodes.
-
-        The prompt's last token is never in them: it is read again, to choose the next one from.
-        """
-        request = sequence.request
-        running = [other for other in request.sequences if other.state == "running"]
-        full = max(0, len(request.prompt) - 1) // self._page_size
-        if not running:
-            return []
-        if request.must_encode:
-            return None
-        filled = (other.pages[:full] for other in running if other.computed >= full * self._page_size)
-        return next(filled, None)
 
     def _grow(self, sequence: Sequence) -> bool:
         """Makes sure of the pages of the last tokens; False if they have to wait for older sequences to free some."""
@@ -236,6 +234,7 @@ class Scheduler:
         _discard(self.running, sequence)
         if sequence.request.reading is None:
             self.rows -= sequence.widest
+            self.cache.stop(sequence)
         self._lanes.release(sequence.lanes)
         self._pool.release(sequence.pages)
         sequence.lanes, sequence.pages = [], []

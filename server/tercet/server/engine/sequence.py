@@ -32,6 +32,8 @@ class Request:
     limit: int
     """Tokens of a sequence, prompt included, at which it is cut off."""
     sampling: Sampling = NO_SAMPLING
+    salt: str = ""
+    """Whose pages it may find: those of requests with the same one."""
     processed: bool = False
     """Whether anything is done to scores before a token is chosen."""
     eos_ids: frozenset[int] = frozenset()
@@ -47,9 +49,16 @@ class Request:
     cross_pages: list[int] = field(default_factory=list[int])
     """Keys and values of the source for cross-attention: held while one of the sequences runs."""
     encoded: bool = False
-    """Set by the engine once `cross_pages` are written, taken back by the scheduler with the pages."""
+    """Set by the engine once `cross_pages` are written, by the scheduler where they were found, and taken back with the
+    pages."""
     read: int = 0
     """Tokens of source and prompt that some sequence has read, to tell first reads from others."""
+    cached: int | None = None
+    """Tokens of the source or else the prompt that were found in pages; None before the first sequence has started."""
+    root: bytes = b""
+    """This and the keys of pages that follow from it belong to `PageCache`."""
+    prompt_keys: list[bytes] = field(default_factory=list[bytes])
+    source_keys: list[bytes] = field(default_factory=list[bytes])
 
     @property
     def must_encode(self) -> bool:
@@ -87,6 +96,12 @@ class Sequence:
     """Tokens drawn on the device that the next steps read before the host knows them."""
     state: Literal["waiting", "running", "finished"] = "waiting"
     """Set by the scheduler."""
+    keys: list[bytes] = field(default_factory=list[bytes])
+    """Of its full pages; these three belong to `PageCache`."""
+    kept: int = 0
+    """Leading pages that were found, or can be."""
+    expected: bytes = b""
+    """The key of a page that it waits for another sequence to compute."""
     _seen: set[int] = field(default_factory=set[int])
     _seen_ids: array[int] = field(default_factory=lambda: array("i"))
     _looked_at: int = 0
@@ -116,6 +131,11 @@ class Sequence:
     def awaited(self) -> bool:
         """Whether the host has to know its last token before another can be chosen."""
         return self.request.processed
+
+    @property
+    def common(self) -> int:
+        """Leading tokens that are the same in all of its rows, and in pages that all have in common."""
+        return len(self.tokens)
 
     @property
     def widest(self) -> int:
@@ -194,6 +214,7 @@ def generation_request(message: Generate, arrival: int, family: Family, max_leng
         prompt=prompt,
         limit=min(len(prompt) + message.sampling.max_new_tokens, max_length),
         sampling=message.sampling,
+        salt=message.cache_salt,
         processed=is_processed(message.sampling),
         eos_ids=frozenset(message.eos_ids),
         stop_ids=frozenset(message.stop_ids),

@@ -106,6 +106,8 @@ class Outputs:
         called whenever there is something to take, where nobody waits for `pieces` or `whole`.
         """
         self.id = message.id
+        self.cached_tokens = 0
+        """Of the prompt or source, those that the engine did not read."""
         self._channel = channel
         self._exchange = exchange
         self._metrics = metrics
@@ -132,6 +134,9 @@ class Outputs:
         """New tokens of one output, or why there are no more."""
         if isinstance(output, wire.Tokens):
             self._push(output)
+        elif isinstance(output, wire.Cached):
+            self.cached_tokens = output.tokens
+            return False
         elif isinstance(output, wire.Rejected):
             self._error = refusal(output, self._field)
         else:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tercet.server.service.sequences import Sequencer
     from tercet.v1.generation_pb2 import GenerateRequest
 
+MAX_SALT_CHARS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -38,7 +40,11 @@ class Started:
     @property
     def usage(self) -> Usage:
         """Over all outputs, so far."""
-        return Usage(prompt_tokens=len(self.message.token_ids), generated_tokens=self.outputs.generated_tokens)
+        return Usage(
+            prompt_tokens=len(self.message.token_ids),
+            generated_tokens=self.outputs.generated_tokens,
+            cached_tokens=self.outputs.cached_tokens,
+        )
 
     @property
     def common(self) -> dict[str, Any]:
@@ -65,6 +71,9 @@ class Starter:
         model, text, info, channel = target
         sampling = request.sampling
         check(sampling, self._settings, info.target_vocab_size)
+        if len(request.cache_salt) > MAX_SALT_CHARS:
+            problem = f"has {len(request.cache_salt)} characters, the limit is {MAX_SALT_CHARS}"
+            raise InvalidArgumentError("cache_salt", problem)
         seq2seq = info.family == "seq2seq"
         if sampling.echo and (seq2seq or request.HasField("chat")):
             what = "a seq2seq model" if seq2seq else "a conversation"
@@ -88,6 +97,7 @@ class Starter:
             n=sampling.n if sampling.HasField("n") else 1,
             eos_ids=[] if sampling.ignore_eos else list(prompt.defaults.eos_ids),
             stop_ids=list(sampling.stop_token_ids.values),
+            cache_salt=request.cache_salt,
             deadline=exchange.deadline,
         )
         fitting = info.pages - _pages(len(read), info) - _pages(len(start_ids), info)

@@ -9,6 +9,8 @@ The front end never imports torch, the engine never imports grpc: this module im
 
 from tercet.server.wire.answers import (
     Answers,
+    CacheCounts,
+    Cached,
     Candidates,
     Embedding,
     Failed,
@@ -46,6 +48,8 @@ from tercet.server.wire.requests import (
 
 __all__ = [
     "Answers",
+    "CacheCounts",
+    "Cached",
     "Cancel",
     "Candidates",
     "Embed",

@@ -124,6 +124,14 @@ class Tokens(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     have ended."""
 
 
+class Cached(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """How much of one `Generate` was not read, since it was in pages; at most one, before the first `Tokens`."""
+
+    id: int
+    tokens: int
+    """Of the prompt, for seq2seq of the source; not told where there are none."""
+
+
 class Rejected(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """A request the engine gave up; its other requests are untouched."""
 
@@ -132,7 +140,7 @@ class Rejected(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     message: str
 
 
-Output = Embedding | Prediction | Candidates | Scored | Tokens | Rejected
+Output = Embedding | Prediction | Candidates | Scored | Cached | Tokens | Rejected
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -162,11 +170,29 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True):
     host_to_device_copies: int
     """Of the batch's packed buffer: 1 on every device, 0 if nothing ran."""
     prompt_tokens: int
-    """Tokens of prompts and sources first read in this step."""
+    """Tokens of prompts and sources first read in this step, with those found in pages before them."""
     generated_tokens: int
     """Of a beam search those of every beam, whether it is answered or given up."""
     recomputed_tokens: int
     """Tokens read again after a preemption."""
+
+
+class CacheCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """How prompts and sources were looked for in pages, in tokens since the engine started.
+
+    Each request counts once, when it first starts, whatever the number of its outputs.
+    """
+
+    prefix_queries: int = 0
+    """Of the prompts of decoders."""
+    prefix_hits: int = 0
+    """Those that were not read."""
+    source_queries: int = 0
+    """Of the sources of seq2seq models."""
+    source_hits: int = 0
+    """Those that were not encoded."""
+    evictions: int = 0
+    """Pages whose content was given up for other content."""
 
 
 class StepResult(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -181,6 +207,9 @@ class StepResult(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     waiting: int
     """Those in the queue, where a beam search is one."""
     pages_used: int
+    pages_cached: int = 0
+    """Of the others those in which something can be found."""
+    cache: CacheCounts = CacheCounts()
     preemptions: int
     """Since the engine started."""
     kernel_launches: dict[str, int]

@@ -39,6 +39,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of one batch."""
     page_size: int = 16
     """Tokens of one page of KV cache."""
+    prefix_cache: bool = True
+    """Whether requests find what others have computed of the same prompts and sources."""
 
 
 class Embed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -148,8 +150,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """One prompt to continue (decoder) or one source to transform (seq2seq), `n` times.
 
-    Answered by `Tokens` for each sample until each has a finish reason, or by one `Rejected`. Beam search answers with
-    one `Tokens` for each of the `n` best beams, best first, when it ends.
+    Answered by `Cached` where some of it was, then by `Tokens` for each sample until each has a finish reason, or by
+    one `Rejected`. Beam search answers with one `Tokens` for each of the `n` best beams, best first, when it ends.
     """
 
     id: int
@@ -163,6 +165,8 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """End of sequence: finish reason "eos", suppressed before min_new_tokens."""
     stop_ids: list[int] = []
     """The request's own stop tokens: finish reason "stop", suppressed before min_new_tokens too."""
+    cache_salt: str = ""
+    """What is computed for one salt is never used for another."""
     deadline: float | None = None
 
 
