@@ -6,8 +6,10 @@
 from tercet.kernels import dispatch
 from tercet.kernels.dispatch import UnsupportedError
 from tercet.kernels.ops import (
+    SPLIT_KV_QUERIES,
     activation,
     attention,
+    attention_plan,
     embedding,
     head_topk,
     kv_write,
@@ -21,9 +23,11 @@ from tercet.kernels.ops import (
 )
 
 __all__ = [
+    "SPLIT_KV_QUERIES",
     "UnsupportedError",
     "activation",
     "attention",
+    "attention_plan",
     "dispatch",
     "embedding",
     "head_topk",

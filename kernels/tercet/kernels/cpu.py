@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from tercet.kernels.cpu_attention import attention, paged_attention
+from tercet.kernels.cpu_attention import attention, attention_plan, paged_attention
 from tercet.kernels.philox import uniform
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tercet.kernels.ops import ActivationKind, NormKind, PoolingKind
 
 __all__ = [
-    "activation", "attention", "embedding", "head_topk", "kv_write", "layer_norm", "pad", "paged_attention", "pooling",
-    "rms_norm", "sample", "unpad",
+    "activation", "attention", "attention_plan", "embedding", "head_topk", "kv_write", "layer_norm", "pad",
+    "paged_attention", "pooling", "rms_norm", "sample", "unpad",
 ]  # fmt: skip
 
 HEAD_TOKENS = 8192  # of the vocabulary whose logits are held at once

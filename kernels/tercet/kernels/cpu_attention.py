@@ -53,10 +53,18 @@ def attention(
     return out
 
 
+def attention_plan(
+    q: Tensor, k: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int, causal: bool,
+    window: tuple[int, int] | None,
+) -> Tensor:  # fmt: skip
+    """Empty: one matrix product a row needs no work list."""
+    return q_length.new_empty(0, dtype=torch.int32)
+
+
 def paged_attention(
     q: Tensor, k: Tensor, v: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int,
     longest_kv: int, page_table: Tensor, key_rows: Tensor | None, causal: bool, window: tuple[int, int] | None,
-    scale: float, bias: Tensor | None, out: Tensor | None,
+    scale: float, bias: Tensor | None, plan: Tensor | None, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """All rows of a decode step at once: one gather of keys and one of values."""
     if longest_q > 1:

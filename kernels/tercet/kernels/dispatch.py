@@ -29,6 +29,7 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 # The module of each op's kernel and launcher; its keys are all the ops there are.
 KERNEL_MODULES = {
     "attention": "attention",
+    "attention_plan": "attention_plan",
     "paged_attention": "paged_attention",
     "pad": "padding",
     "unpad": "padding",
@@ -47,7 +48,8 @@ MIN_CAPABILITY = (8, 0)  # of NVIDIA's GPUs
 ANY_DTYPE = ("pad", "unpad")  # these move numbers and compute nothing
 ATTENTION_OPS = ("attention", "paged_attention")
 PRODUCT_OPS = (*ATTENTION_OPS, "head_topk")  # these multiply matrices
-TOKEN_STRIDE_OPS = (*ATTENTION_OPS, "kv_write")  # q, k and v, their first arguments, may be slices of one tensor
+# Their first arguments, q, k and v, may be slices of one tensor.
+TOKEN_STRIDE_OPS = (*ATTENTION_OPS, "attention_plan", "kv_write")
 
 _launches: Counter[str] = Counter()
 _selected: Implementation | None = None  # None: by the device of the tensors

@@ -27,6 +27,7 @@ POOLING_KINDS = ("mean", "cls", "last", "max")
 
 MAX_TOP_K = 128  # logits of a row that `head_topk` gives at most
 SPLIT_KV_QUERIES = 16  # up to so many queries a row, paged keys are read by the split-KV schedule
+MAX_POSITION = 2**30 - 1  # of a token; sums of a position and a window's side stay in int32
 
 
 def attention(
@@ -46,6 +47,7 @@ def attention(
     window: tuple[int, int] | None = None,
     scale: float | None = None,
     bias: Tensor | None = None,
+    plan: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """softmax(q kᵀ · scale + bias) v for every row, never holding the scores (Dao et al., FlashAttention, 2022).
@@ -62,6 +64,8 @@ def attention(
     - scale: None is 1/sqrt(D).
     - bias float32 [H, 2 * max_distance + 1], added to the score at
       `clamp(key position - query position, ±max_distance) + max_distance`.
+    - plan: `attention_plan`'s for the same rows, of use over pages with at most SPLIT_KV_QUERIES queries a row; None
+      makes one.
     - out [T, H, D] to write into.
 
     Returns [T, H, D] of q's dtype: zeros for queries that see no key and for storage outside every row. Raises
@@ -76,14 +80,14 @@ def attention(
         return paged_attention(
             q, k, v, page_table=page_table, key_rows=key_rows, q_start=q_start, q_length=q_length,
             kv_length=kv_length, longest_q=longest_q, longest_kv=longest_kv, causal=causal, window=window, scale=scale,
-            bias=bias, out=out,
+            bias=bias, plan=plan, out=out,
         )  # fmt: skip
     _check_attention(q, k, v, bias, window)
     _check_key_rows(key_rows, len(q_start), longest_kv)
     return dispatch.call(
         "attention", q, k, v, q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q,
         longest_kv=longest_kv, kv_start=kv_start, page_table=page_table, key_rows=key_rows, causal=causal,
-        window=window and _bounded(window, longest_q + longest_kv),
+        window=window and _bounded(window),
         scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias, out=out, head_dim=q.shape[-1],
     )  # fmt: skip
 
@@ -104,23 +108,51 @@ def paged_attention(
     window: tuple[int, int] | None = None,
     scale: float | None = None,
     bias: Tensor | None = None,
+    plan: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """`attention` over pages for few queries a row: keys are split over a fixed grid and combined (Flash-Decoding)."""
+    """`attention` over pages for few queries a row: keys are split over a fixed grid and combined (Flash-Decoding).
+
+    What is launched depends on shapes, `longest_q` and the device alone, never on a length: a recorded launch serves
+    other lengths.
+    """
     _check_attention(q, k, v, bias, window)
     _check_key_rows(key_rows, len(q_start), longest_kv)
     return dispatch.call(
         "paged_attention", q, k, v, page_table=page_table, key_rows=key_rows, q_start=q_start, q_length=q_length,
         kv_length=kv_length, longest_q=longest_q, longest_kv=longest_kv, causal=causal,
-        window=window and _bounded(window, longest_q + longest_kv),
-        scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias, out=out, head_dim=q.shape[-1],
+        window=window and _bounded(window),
+        scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias, plan=plan, out=out, head_dim=q.shape[-1],
     )  # fmt: skip
 
 
-def _bounded(window: tuple[int, int], distance: int) -> tuple[int, int]:
-    """The same window where no key is further than `distance`: sums of positions and its sides stay in int32."""
+def attention_plan(
+    q: Tensor,
+    k: Tensor,
+    *,
+    q_start: Tensor,
+    q_length: Tensor,
+    kv_length: Tensor,
+    longest_q: int,
+    causal: bool = False,
+    window: tuple[int, int] | None = None,
+) -> Tensor:
+    """How the programs of `paged_attention`'s grid share its work out, made on the device: int32, for its `plan`.
+
+    One plan serves the calls whose rows, causality and window are these, one after the other (it counts pieces in
+    the plan): the layers of a step. Of q [T, H, D] and the pages k only shapes, dtype and device matter.
+    """
+    _check_attention(q, k, k, None, window)
+    return dispatch.call(
+        "attention_plan", q, k, q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q,
+        causal=causal, window=window and _bounded(window), head_dim=q.shape[-1],
+    )  # fmt: skip
+
+
+def _bounded(window: tuple[int, int]) -> tuple[int, int]:
+    """The same window for tokens up to MAX_POSITION."""
     left, right = window
-    return min(left, distance), min(right, distance)
+    return min(left, MAX_POSITION), min(right, MAX_POSITION)
 
 
 def _check_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, window: tuple[int, int] | None) -> None:

@@ -5,7 +5,7 @@ Floats are computed in float32, or in float64 when the input is. `tercet.kernels
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
@@ -61,7 +61,13 @@ def attention(
     return out
 
 
-paged_attention = attention
+def attention_plan(q: Tensor, k: Tensor, **rows: object) -> Tensor:
+    """Empty: row by row there is no work to share out."""
+    return q.new_empty(0, dtype=torch.int32)
+
+
+def paged_attention(q: Tensor, k: Tensor, v: Tensor, *, plan: Tensor | None, **options: Any) -> Tensor:
+    return attention(q, k, v, **options)
 
 
 def pad(packed: Tensor, start: Tensor, length: Tensor, *, longest: int, value: float) -> Tensor:

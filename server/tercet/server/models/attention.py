@@ -82,6 +82,7 @@ class PagedKeys:
     def __init__(self, batch: DecoderBatch, cache: KVCache) -> None:
         self.batch = batch
         self.cache = cache
+        self._plans: dict[tuple[bool, bool, Window | None], Tensor] = {}
 
     def attend(self, attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch, rotary = self.batch, attention.rotary
@@ -112,16 +113,18 @@ class PagedKeys:
             window=attention.window,
             scale=attention.scale,
             bias=attention.bias,
+            plan=self._plan(q, k_pages, batch.kv_length, causal=attention.causal, window=attention.window),
         )
 
     def attend_source(self, attention: CrossAttention, q: Tensor) -> Tensor:
         batch = self.batch
         if batch.cross_page_table is None or batch.cross_length is None:
             raise ValueError("cross_page_table and cross_length are missing from the batch of a seq2seq model")
+        k_pages, v_pages = self.cache.k[attention.layer], self.cache.v[attention.layer]
         return kernels.attention(
             q,
-            self.cache.k[attention.layer],
-            self.cache.v[attention.layer],
+            k_pages,
+            v_pages,
             q_start=batch.rows.start,
             q_length=batch.rows.length,
             kv_length=batch.cross_length,
@@ -129,7 +132,26 @@ class PagedKeys:
             longest_kv=batch.longest_cross,
             page_table=batch.cross_page_table,
             scale=attention.scale,
+            plan=self._plan(q, k_pages, batch.cross_length),
         )
+
+    def _plan(
+        self, q: Tensor, k_pages: Tensor, kv_length: Tensor, *, causal: bool = False, window: Window | None = None
+    ) -> Tensor | None:
+        """The work list of the layers that see the same keys, made at the first of them; None where there is none."""
+        rows, kind = self.batch.rows, (kv_length is self.batch.kv_length, causal, window)
+        if rows.longest <= kernels.SPLIT_KV_QUERIES and kind not in self._plans:
+            self._plans[kind] = kernels.attention_plan(
+                q,
+                k_pages,
+                q_start=rows.start,
+                q_length=rows.length,
+                kv_length=kv_length,
+                longest_q=rows.longest,
+                causal=causal,
+                window=window,
+            )
+        return self._plans.get(kind)
 
 
 class SelfAttention(nn.Module):
