@@ -3,10 +3,11 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from support.engine import settings
 from support.null_model import NullModel
-from tercet.server.engine.memory import TooLargeError, activation_bytes, count_pages
+from tercet.server.engine.memory import TooLargeError, activation_bytes, batch_tokens, count_pages
 
 MIB = 1 << 20
 
@@ -63,3 +64,42 @@ def test_a_head_takes_memory_too(task, outputs, more):
     head = SimpleNamespace(task=task, outputs=outputs, dense=None)
     base, headed = (activation_bytes(NullModel("encoder", head=chosen), settings()) for chosen in (None, head))
     assert headed - base == 4 * more
+
+
+H100_L2, A100_L2, T4_L2 = 50 * MIB, 40 * MIB, 4 * MIB
+
+
+@pytest.mark.parametrize(
+    ("width", "l2", "tokens"),
+    [
+        ((384, 1536, 12, 32, False), H100_L2, 11264),  # MiniLM: 2 * (384 + 384 + 1536) bytes a token
+        ((384, 1536, 12, 32, False), A100_L2, 8192),
+        ((128, 512, 2, 64, False), H100_L2, 16384),
+        ((768, 3072, 12, 64, False), H100_L2, 5120),
+        ((768, 1152, 12, 64, True), H100_L2, 8192),  # as long as the longest text, of 8192 tokens
+        ((512, 512, 8, 64, False), H100_L2, 10240),  # qkv and what attention makes of it are the widest
+        ((1536, 6144, 24, 64, False), H100_L2, 8192),  # wide
+        ((384, 1536, 12, 32, False), T4_L2, 8192),  # 910 tokens would fit
+        ((384, 1536, 12, 32, False), None, 2048),
+    ],
+)
+def test_a_batch_of_a_small_encoder_fits_the_cache(width, l2, tokens):
+    assert batch_tokens(encoder(*width), l2) == tokens
+
+
+def test_what_generates_takes_the_general_batch():
+    assert batch_tokens(NullModel("decoder"), H100_L2) == 8192
+    assert batch_tokens(NullModel("seq2seq"), None) == 2048
+
+
+def encoder(hidden, intermediate, heads, head_dim, gated):
+    """As much of a bf16 encoder as its batch depends on."""
+    stack = SimpleNamespace(
+        hidden_size=hidden, intermediate_size=intermediate, heads=heads, kv_heads=heads, head_dim=head_dim, gated=gated
+    )
+    return SimpleNamespace(
+        family="encoder",
+        spec=SimpleNamespace(encoder=stack),
+        max_length=8192 if gated else 512,
+        dtype=torch.bfloat16,
+    )

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from tercet.server.config import ModelSettings, Settings
 
 _GIB = 1 << 30
-# Tokens of one batch unless set. A CPU gains nothing from more, and its caches lose the activations.
-_GPU_BATCH_TOKENS, _CPU_BATCH_TOKENS = 8192, 2048
 
 
 class BudgetError(ValueError):
@@ -54,17 +52,13 @@ def plan(
                 "incarnation": 0,
                 "device": devices[model.name],
                 "memory": memory[model.name],
-                "max_batch_tokens": model.max_batch_tokens or _default_batch_tokens(devices[model.name]),
+                "max_batch_tokens": model.max_batch_tokens or 0,
                 "threads": model.threads or max(1, (threads - sum(own)) // sharing),
             },
             wire.EngineSettings,
         )
         for model in settings.models
     ]
-
-
-def _default_batch_tokens(device: str) -> int:
-    return _CPU_BATCH_TOKENS if device == "cpu" else _GPU_BATCH_TOKENS
 
 
 def _divide_memory(

@@ -77,7 +77,12 @@ class ModelSettings:
     )
     max_rows: int = _setting(128, "Sequences of one batch.", low=1, high=65536, shared=True)
     max_batch_tokens: int | None = _setting(
-        None, "Tokens of one batch; unset is 8192 on a GPU, 2048 on a CPU.", int, low=1, high=1 << 24, shared=True
+        None,
+        "Tokens of one batch; unset is 2048 on a CPU and 8192 on a GPU, for small encoders what fits its L2 cache.",
+        int,
+        low=1,
+        high=1 << 24,
+        shared=True,
     )
 
 

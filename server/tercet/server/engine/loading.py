@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from msgspec import structs
 
 from tercet.kernels import dispatch
 from tercet.server.engine.engine import Engine
-from tercet.server.engine.memory import activation_bytes, count_pages
+from tercet.server.engine.memory import activation_bytes, batch_tokens, count_pages
 from tercet.server.engine.runner import Runner
 from tercet.server.engine.validation import limits_of
 from tercet.server.models import load_model
@@ -58,6 +59,8 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
         progress=_weight_progress(settings, report),
     )
     _check_kernels(model)
+    if not settings.max_batch_tokens:
+        settings = structs.replace(settings, max_batch_tokens=batch_tokens(model, _l2_bytes(device)))
 
     report(_loading(settings, "pages", 0, 1))
     pages = count_pages(model, settings, activation_bytes(model, settings))
@@ -123,6 +126,11 @@ def _harmless(limits: Limits) -> Iterator[Reading | Generate]:
         yield FillMask(id=1, token_ids=ids, positions=[0], top_k=1)
     elif len(limits.tasks) > 1:
         yield Predict(id=1, token_ids=ids, decoder_ids=start)
+
+
+def _l2_bytes(device: torch.device) -> int | None:
+    """Of a GPU's L2 cache; None on a CPU."""
+    return None if device.type == "cpu" else torch.cuda.get_device_properties(device).L2_cache_size
 
 
 def _check_kernels(model: Model) -> None:

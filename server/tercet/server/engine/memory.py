@@ -17,6 +17,12 @@ HIDDEN_BUFFERS = 8
 # Vocabulary-sized rows alive at once: logits, and what sampling sorts and sums.
 LOGIT_BUFFERS = 4
 
+# Tokens of a batch unless set. A CPU gains nothing from more, and its caches lose the activations.
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 8192
+# A small encoder's: fewer don't fill a GPU, and more bring nothing where they fit its cache as well.
+LEAST_CACHED_TOKENS, MOST_CACHED_TOKENS = 4096, 16384
+CACHED_TOKENS_STEP = 1024
+
 
 class TooLargeError(Exception):
     """A model that doesn't fit its share of memory; the message is one line for the user, with the numbers."""
@@ -29,6 +35,29 @@ def activation_bytes(model: Model, settings: EngineSettings) -> int:
     intermediate = max(stack.intermediate_size * (3 if stack.gated else 2) for stack in stacks)
     layer = settings.max_batch_tokens * (HIDDEN_BUFFERS * hidden + intermediate)
     return FLOAT_BYTES * (layer + _head_elements(model, settings))
+
+
+def batch_tokens(model: Model, l2_bytes: int | None) -> int:
+    """The tokens of one batch that suit a model and a device, whose L2 cache has so many bytes; None on a CPU.
+
+    An encoder's matrix products read and write little for each multiplication where it is narrow: of hidden size 384
+    they are bound by an H100's memory unless they find their activations in its L2 cache (a product of [n, d] and
+    [d, d] in 2 bytes does d / 2 operations a byte, and the ridge is at 295). So its batch is as large as the cache has
+    room for the widest product of a layer: what that reads, what it writes, and the residual beside it. Wider encoders
+    are bound by arithmetic, and what generates also decodes, whose batches are small: they take the general size.
+    """
+    if l2_bytes is None:
+        return CPU_BATCH_TOKENS
+    stack = model.spec.encoder
+    if model.family != "encoder" or stack is None:
+        return GPU_BATCH_TOKENS
+    attention = (2 * stack.heads + 2 * stack.kv_heads) * stack.head_dim
+    widest = stack.hidden_size + max(attention, stack.hidden_size + stack.intermediate_size * (1 + stack.gated))
+    cached = l2_bytes // (model.dtype.itemsize * widest) // CACHED_TOKENS_STEP * CACHED_TOKENS_STEP
+    if cached < LEAST_CACHED_TOKENS:
+        return GPU_BATCH_TOKENS
+    # What is read whole has to fit one batch, as it would otherwise.
+    return max(min(cached, MOST_CACHED_TOKENS), min(model.max_length, GPU_BATCH_TOKENS))
 
 
 def generates(model: Model) -> bool:

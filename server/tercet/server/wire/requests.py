@@ -36,7 +36,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int
     """Sequences of one batch."""
     max_batch_tokens: int
-    """Tokens of one batch."""
+    """Tokens of one batch; 0 is what suits the model and the device."""
     page_size: int = 16
     """Tokens of one page of KV cache."""
     prefix_cache: bool = True
