@@ -16,6 +16,7 @@ from tercet.client import (
     Sampling,
     TercetError,
     TokenLogprob,
+    Usage,
     requests,
     results,
 )
@@ -125,7 +126,7 @@ def test_generate(ask, fake):
     assert generation.token_ids == [0, 1, 2]
     assert generation.finish_reason == "length"
     assert [output.text for output in generation.outputs] == ["Once#0", "Once#1"]
-    assert (generation.usage.prompt_tokens, generation.usage.generated_tokens) == (5, 6)
+    assert generation.usage == Usage(prompt_tokens=5, generated_tokens=6, cached_tokens=4)
     assert (generation.model, generation.seed, generation.truncated) == ("echo", 9, False)
 
 
@@ -210,6 +211,14 @@ def test_tasks_and_languages_travel(ask, fake, method):
     ask("generate", "a", **arguments) if method == "generate" else ask.pieces("a", **arguments)
     ((_, request, *_),) = fake.attempts("Generate" if method == "generate" else "GenerateStream")
     assert (request.task, request.source_lang, request.target_lang) == ("summarization", "en", "de")
+
+
+@pytest.mark.parametrize("method", ["generate", "chat", "pieces"])
+def test_a_cache_salt_travels(ask, fake, method):
+    prompt = [{"role": "user", "content": "a"}] if method == "chat" else "a"
+    ask.pieces(prompt, cache_salt="ours") if method == "pieces" else ask(method, prompt, cache_salt="ours")
+    ((_, request, *_),) = fake.attempts("GenerateStream" if method == "pieces" else "Generate")
+    assert request.cache_salt == "ours"
 
 
 def test_chat(ask):

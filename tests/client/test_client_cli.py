@@ -146,14 +146,15 @@ def test_wrong_usage(tercet):
 
 
 def test_generate_streams(tercet, fake):
-    done = tercet("generate", "one two é", "--temperature", "0", "--stop", "x", "--stop", "y", "--seed", "3", "--stats")
+    options = ["--temperature", "0", "--stop", "x", "--stop", "y", "--seed", "3", "--cache-salt", "ours", "--stats"]
+    done = tercet("generate", "one two é", *options)
     assert done.stdout.decode() == "one two é\n"
-    assert b"tokens/s, 3 tokens" in done.stderr
+    assert b"tokens/s, 3 tokens, 4 of 5 prompt tokens cached" in done.stderr
     ((_, request, *_),) = fake.attempts("GenerateStream")
     assert request.sampling.temperature == 0
     assert request.sampling.HasField("temperature")
     assert list(request.sampling.stop.values) == ["x", "y"]
-    assert request.sampling.seed == 3
+    assert (request.sampling.seed, request.cache_salt) == (3, "ours")
     assert not request.sampling.HasField("top_k")
     assert fake.time_left[0] > 1e6  # seconds: none, since an answer may be long
 
@@ -173,7 +174,7 @@ def test_generate_from_stdin(tercet, arguments):
 def test_generate_json(tercet):
     result = json.loads(tercet("generate", "a", "--json", "--n", "2").stdout)
     assert [output["text"] for output in result["outputs"]] == ["a#0", "a#1"]
-    assert result["usage"] == {"prompt_tokens": 5, "generated_tokens": 6}
+    assert result["usage"] == {"prompt_tokens": 5, "generated_tokens": 6, "cached_tokens": 4}
 
 
 def test_several_outputs(tercet):

@@ -91,8 +91,25 @@ def test_generation_and_its_stream_agree(client):
         assert [token for piece in pieces for token in piece.token_ids] == whole.token_ids
         assert "".join(piece.text for piece in pieces) == whole.text
         assert pieces[-1].finish_reason == whole.finish_reason == "length"
-        assert pieces[-1].usage == whole.usage
-        assert whole.usage.generated_tokens == 12
+        assert pieces[-1].usage is not None
+        assert pieces[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+        assert pieces[-1].usage.generated_tokens == whole.usage.generated_tokens == 12
+
+
+def test_a_prompt_is_found_again_by_its_tenant_alone(client):
+    for model, ids in (("llama", [7] * 40), ("t5", [9] * 40)):
+        found = [
+            client.generate(ids, model=model, cache_salt=salt, **GREEDY)
+            for salt in (f"{model} a", f"{model} a", f"{model} b")
+        ]
+        assert len({tuple(one.token_ids) for one in found}) == 1
+        whole = 40 if model == "t5" else 32  # full pages of 16
+        assert [one.usage.cached_tokens for one in found] == [0, whole, 0]
+        pieces = list(client.stream(ids, model=model, cache_salt=f"{model} a", **GREEDY))
+        assert pieces[-1].usage.cached_tokens == whole
+    with pytest.raises(InvalidArgument) as caught:
+        client.generate("a", model="llama", cache_salt="é" * 257)
+    assert caught.value.field == "cache_salt"
 
 
 def test_chat_is_the_rendered_prompt(client):

@@ -212,7 +212,7 @@ class Fake(
         return generation_pb2.GenerateResponse(
             model="echo",
             outputs=outputs,
-            usage=Usage(prompt_tokens=5, generated_tokens=3 * len(outputs)),
+            usage=Usage(prompt_tokens=5, generated_tokens=3 * len(outputs), cached_tokens=4),
             seed=9,
             prompt_token_ids=[8, 9] if sampling.echo else [],
             prompt_logprobs=_logprobs(1) if sampling.echo and sampling.logprobs else [],
@@ -229,7 +229,7 @@ class Fake(
                 text=words[position % len(words)] + ("" if last else " "),
                 token_ids=[position],
                 finish_reason="FINISH_REASON_LENGTH" if last else None,
-                usage=Usage(prompt_tokens=5, generated_tokens=total) if last else None,
+                usage=Usage(prompt_tokens=5, generated_tokens=total, cached_tokens=4) if last else None,
                 seed=9,
                 logprobs=_logprobs(1) if request.sampling.logprobs else [],
             )

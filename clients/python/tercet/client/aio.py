@@ -124,6 +124,7 @@ class AsyncClient(AsyncTasks):
         task: str | None = None,
         source_lang: str | None = None,
         target_lang: str | None = None,
+        cache_salt: str | None = None,
         timeout: float | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generation:
@@ -135,6 +136,7 @@ class AsyncClient(AsyncTasks):
             task=task,
             source_lang=source_lang,
             target_lang=target_lang,
+            cache_salt=cache_salt,
             sampling=sampling,
         )
         return await self._transport.one(call, self._transport.deadline(timeout))
@@ -145,11 +147,12 @@ class AsyncClient(AsyncTasks):
         *,
         model: str | None = None,
         truncate: bool | None = None,
+        cache_salt: str | None = None,
         timeout: float | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generation:
         """As `Client.chat`."""
-        call = calls.chat(messages, model=model, truncate=truncate, sampling=sampling)
+        call = calls.chat(messages, model=model, truncate=truncate, cache_salt=cache_salt, sampling=sampling)
         return await self._transport.one(call, self._transport.deadline(timeout))
 
     def stream(
@@ -161,6 +164,7 @@ class AsyncClient(AsyncTasks):
         task: str | None = None,
         source_lang: str | None = None,
         target_lang: str | None = None,
+        cache_salt: str | None = None,
         timeout: float | None = None,
         **sampling: Unpack[Sampling],
     ) -> AsyncStream:
@@ -172,6 +176,7 @@ class AsyncClient(AsyncTasks):
             task=task,
             source_lang=source_lang,
             target_lang=target_lang,
+            cache_salt=cache_salt,
             sampling=sampling,
         )
         return AsyncStream(call, self._transport.start(call, call.request, self._transport.deadline(timeout)))

@@ -30,6 +30,9 @@ Lines = Annotated[
     typer.FileBinaryRead | None, typer.Option("--file", "-f", help="Read texts from here, one a line; - is stdin.")
 ]
 Truncate = Annotated[bool, typer.Option("--truncate", help="Cut what is too long; else it is refused.")]
+CacheSalt = Annotated[
+    str | None, typer.Option(help="Whose prompts the server may reuse the reading of; nobody else's are used.")
+]
 
 
 def read_texts(texts: list[str] | None, lines: Any) -> list[str]:
@@ -104,17 +107,18 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="Text to continue or transform; - or nothing is stdin.")] = None,
     model: Model = None,
     truncate: Truncate = False,
+    cache_salt: CacheSalt = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many outputs; more than one are not streamed.")] = 1,
     stats: Annotated[bool, typer.Option("--stats", help="Tell on stderr how fast it was.")] = False,
     as_json: Json = False,
 ) -> None:
     """Continue a prompt, or transform a source."""
     text = read_prompt(prompt)
+    options = {"model": model, "truncate": truncate, "cache_salt": cache_salt, **languages, **sampling}
     if as_json or n > 1:
-        generation = client.generate(text, model=model, truncate=truncate, n=n, **languages, **sampling)
-        show_generation(generation, as_json)
+        show_generation(client.generate(text, n=n, **options), as_json)
     else:
-        show_stream(client.stream(text, model=model, truncate=truncate, **languages, **sampling), stats)
+        show_stream(client.stream(text, **options), stats)
 
 
 @provided(LIMITLESS, client=connection, sampling=sampling)
@@ -124,6 +128,7 @@ def chat(
     message: Annotated[str | None, typer.Argument(help="What to say; without it, a conversation begins.")] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="The system message.")] = None,
     model: Model = None,
+    cache_salt: CacheSalt = None,
     stats: Annotated[bool, typer.Option("--stats", help="Tell on stderr how fast it was.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -132,12 +137,13 @@ def chat(
     Without a message a conversation begins: Ctrl-D or /exit ends it, /clear forgets it, Ctrl-C stops an answer.
     """
     messages = [{"role": "system", "content": system}] if system else []
+    options = {"model": model, "cache_salt": cache_salt, **sampling}
     if message is not None:
         messages.append({"role": "user", "content": read_prompt(message)})
         if as_json:
-            show_generation(client.chat(messages, model=model, **sampling), as_json)
+            show_generation(client.chat(messages, **options), as_json)
         else:
-            show_stream(client.stream(messages, model=model, **sampling), stats)
+            show_stream(client.stream(messages, **options), stats)
         return
     start = list(messages)
     for line in typed_lines():
@@ -146,7 +152,7 @@ def chat(
             continue
         messages.append({"role": "user", "content": line})
         try:
-            answer = show_stream(client.stream(messages, model=model, **sampling), stats)
+            answer = show_stream(client.stream(messages, **options), stats)
         except TercetError as error:
             typer.echo(f"tercet: {error}", err=True)
             messages.pop()
@@ -181,18 +187,22 @@ def show_generation(generation: "Generation", as_json: bool) -> None:
 
 def show_stream(stream: "Stream", stats: bool) -> str:
     """Prints pieces as they come and returns all of the text. Ctrl-C ends the answer, and a second one the program."""
-    start, first, tokens, text = time.monotonic(), 0.0, 0, ""
+    start, first, tokens, text, usage = time.monotonic(), 0.0, 0, "", None
     try:
         for piece in stream:
             first = first or time.monotonic()
             tokens += len(piece.token_ids)
             text += piece.text
+            usage = piece.usage
             typer.echo(piece.text, nl=False)
     finally:
         typer.echo()
     if stats and first:
         rate = (tokens - 1) / max(time.monotonic() - first, 1e-9)
-        typer.echo(f"first token after {first - start:.3f} s, then {rate:.1f} tokens/s, {tokens} tokens", err=True)
+        read = f", {usage.cached_tokens} of {usage.prompt_tokens} prompt tokens cached" if usage else ""
+        typer.echo(
+            f"first token after {first - start:.3f} s, then {rate:.1f} tokens/s, {tokens} tokens{read}", err=True
+        )
     return text
 
 

@@ -119,7 +119,7 @@ def detokenized(response: DetokenizeResponse) -> list[str | Status]:
 
 def usage(message: UsageMessage) -> Usage:
     """What the call consumed."""
-    return Usage(message.prompt_tokens, message.generated_tokens)
+    return Usage(message.prompt_tokens, message.generated_tokens, message.cached_tokens)
 
 
 def finish_reason(value: int) -> Any:

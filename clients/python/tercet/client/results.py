@@ -85,6 +85,8 @@ class Usage:
     """Tokens the model read, after truncation, special tokens included."""
     generated_tokens: int
     """Tokens the model generated, over all outputs, end-of-sequence tokens included."""
+    cached_tokens: int
+    """Of `prompt_tokens` those that did not have to be read, since the server had read them before."""
 
 
 @dataclass(frozen=True)

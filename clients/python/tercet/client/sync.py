@@ -154,6 +154,7 @@ class Client(Tasks):
         task: str | None = None,
         source_lang: str | None = None,
         target_lang: str | None = None,
+        cache_salt: str | None = None,
         timeout: float | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generation:
@@ -166,6 +167,8 @@ class Client(Tasks):
             task: one of the checkpoint's own, "translation_en_to_de" or another of `ModelInfo.generation_tasks`.
             source_lang: the language of the prompt, for models with languages; see `ModelInfo.languages`.
             target_lang: the language to generate, for models with languages.
+            cache_salt: whose prompts the server may reuse the reading of, at most 256 characters: what was computed for
+                one salt is never used for another.
             timeout: seconds until the answer must be complete.
             sampling: how tokens are chosen; see `Sampling`.
         """
@@ -176,6 +179,7 @@ class Client(Tasks):
             task=task,
             source_lang=source_lang,
             target_lang=target_lang,
+            cache_salt=cache_salt,
             sampling=sampling,
         )
         return self._transport.one(call, self._transport.deadline(timeout))
@@ -186,6 +190,7 @@ class Client(Tasks):
         *,
         model: str | None = None,
         truncate: bool | None = None,
+        cache_salt: str | None = None,
         timeout: float | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generation:
@@ -193,7 +198,7 @@ class Client(Tasks):
 
         The rest is as in `generate`.
         """
-        call = calls.chat(messages, model=model, truncate=truncate, sampling=sampling)
+        call = calls.chat(messages, model=model, truncate=truncate, cache_salt=cache_salt, sampling=sampling)
         return self._transport.one(call, self._transport.deadline(timeout))
 
     def stream(
@@ -205,6 +210,7 @@ class Client(Tasks):
         task: str | None = None,
         source_lang: str | None = None,
         target_lang: str | None = None,
+        cache_salt: str | None = None,
         timeout: float | None = None,
         **sampling: Unpack[Sampling],
     ) -> Stream:
@@ -216,6 +222,7 @@ class Client(Tasks):
             task=task,
             source_lang=source_lang,
             target_lang=target_lang,
+            cache_salt=cache_salt,
             sampling=sampling,
         )
         return Stream(call, self._transport.start(call, call.request, self._transport.deadline(timeout)))
