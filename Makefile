@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TIER ?=
 BUDGET ?= 480
+OUTPUT ?= benchmarks/results
+ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -64,13 +66,14 @@ deployment: install
 protos: install ## regenerate the stubs, add new fields to the lock
 	$(BIN)/python protos/contract.py
 
-bench: install ## measure on this machine's CPU (TIER=kernels, models or serving: that alone)
-	$(BIN)/python -m benchmarks $(TIER)
+bench: install ## measure on this machine (TIER=kernels, models or serving: that alone)
+	$(BIN)/python -m benchmarks $(TIER) --output $(OUTPUT) $(ARGS)
 
-# From the source tree, with the Python of a GPU machine that has torch, triton and pytest: nothing is installed.
-gpu: ## test and measure on this machine's GPU (TIER=kernels BUDGET=480 seconds)
+# From the source tree, with the Python of a GPU machine that has torch, triton and pytest: nothing is installed. What
+# it lacks may lie in folders that PYTHONPATH names; a tier says so where it needs more (benchmarks/README.md).
+gpu: ## test and measure on this machine's GPU (TIER=kernels BUDGET=480 seconds OUTPUT=folder ARGS='--resume …')
 	@$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: torch finds no GPU here")'
-	PYTHONPATH=$(SOURCE_PATH) $(PYTHON) -m benchmarks $(or $(TIER),kernels) --budget $(BUDGET)
+	PYTHONPATH=$(SOURCE_PATH):tests$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m benchmarks $(TIER) --device cuda --budget $(BUDGET) --output $(OUTPUT) $(ARGS)
 
 kernel-table: install ## compile every shipped kernel configuration anew
 	$(BIN)/python -m tercet.kernels.compile

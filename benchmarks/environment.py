@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -11,6 +12,7 @@ from pathlib import Path
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "ctranslate2", "grpcio", "numpy")
 ROOT = Path(__file__).parent.parent
+SOURCES = ("benchmarks", "kernels", "server", "clients", "protos")
 
 
 def cpu_name() -> str:
@@ -32,13 +34,20 @@ def memory_gib() -> float:
 
 
 def gpu_name() -> str | None:
-    """The first GPU with its memory and driver's CUDA version; None where torch sees none."""
+    """The first GPU's name, as NVIDIA spells it; None where torch sees none."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def gpu_software() -> str | None:
+    """The GPU's memory, and the versions that its kernels come from."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    properties = torch.cuda.get_device_properties(0)
-    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return f"{memory:.0f} GiB, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
 
 
 def versions() -> dict[str, str]:
@@ -60,15 +69,25 @@ def commit() -> str:
     return described.stdout.strip() or "unknown"
 
 
+def sources() -> str:
+    """A hash of the source files: what was measured, in a copy without a repository too."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def describe() -> dict[str, object]:
     """The head of every report."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
+        "sources": sources(),
         "cpu": cpu_name(),
         "cores": cores(),
         "memory_gib": round(memory_gib(), 1),
         "gpu": gpu_name(),
+        "gpu_software": gpu_software(),
         "system": f"{platform.system()} {platform.release()}",
         "load_average": os.getloadavg()[0],
         "versions": versions(),

@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
-import importlib.util
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import environment, report
+from benchmarks import calibration, environment, report
+from benchmarks.clocks import gpu_state
+from benchmarks.preparation import prepare
+from benchmarks.revision import source_tree
 from benchmarks.rows import Result, Row, Settings, Tier
+from benchmarks.testing import GPU_TESTS, run_tests
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from benchmarks.rows import Device
 
 TIERS = ("kernels", "models", "serving")
-TEST_PACKAGES = ("pytest", "hypothesis", "pytest_timeout")
 RESULTS = Path(__file__).parent / "results"
+# Shares of the budget that tests and compilers may take before the first row, on a GPU.
+TEST_SHARE, PREPARATION_SHARE = 0.35, 0.2
 
 
 def _arguments(arguments: Sequence[str] | None, tiers: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures Tercet beside its peers.")
     parser.add_argument("tiers", nargs="*", metavar="tier", help=f"of {', '.join(TIERS)} (default: {', '.join(tiers)})")
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="only rows of this device (default: both)")
     parser.add_argument("--rounds", type=int, default=7, help="times each contestant is timed (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=environment.cores(), help="CPU threads of each contestant")
     parser.add_argument(
-        "--budget", type=float, default=os.environ.get("BUDGET"), help="seconds after which no row is begun"
+        "--budget", type=float, default=os.environ.get("BUDGET") or None, help="seconds after which no row is begun"
     )
+    parser.add_argument("--against", metavar="TREE", help="a revision, or a folder of one: its kernels compete too")
     parser.add_argument("--skip-tests", action="store_true", help="measure without testing first; the report says so")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the report (default: %(default)s)")
     parser.add_argument("--name", help="the report's file name; default: date, tiers and device")
+    parser.add_argument(
+        "--resume", type=Path, nargs="?", const=True, metavar="FOLDER",
+        help="keep what today's report there (default: the output) measured with the same sources and settings",
+    )  # fmt: skip
     parsed = parser.parse_args(arguments)
     parsed.tiers = parsed.tiers or list(tiers)
     if unknown := set(parsed.tiers) - set(TIERS):
@@ -43,52 +55,118 @@ def _arguments(arguments: Sequence[str] | None, tiers: Sequence[str]) -> argpars
     return parsed
 
 
-def _test(paths: Sequence[str]) -> str:
-    """Runs the tests and says so; leaves if one is red, since figures of wrong answers are worth nothing."""
-    missing = [package for package in TEST_PACKAGES if importlib.util.find_spec(package) is None]
-    if missing:
-        return f"not run, {' and '.join(missing)} not installed; each row's own check of its answers held"
-    present = [path for path in dict.fromkeys(paths) if (environment.ROOT / path).exists()]
-    parallel = ["-n", str(environment.cores()), "--dist", "worksteal"] if importlib.util.find_spec("xdist") else []
-    command = [sys.executable, "-m", "pytest", "-q", *parallel, *present]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    code = subprocess.run(command, cwd=environment.ROOT, env=one_thread, stdout=sys.stderr, check=False).returncode
-    if code:
-        raise SystemExit(f"no report: the tests are red (pytest ended with {code})")
-    return f"green ({' '.join(present)})"
+class Run:
+    """One run: its rows, and the report that grows with each."""
 
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._started = time.monotonic()
+        self._results: dict[str, Result] = {}
+        self._tiers: dict[str, Tier] = {}
+        for name in options.tiers:
+            self._load(name)
+        self._rows = [
+            (name, row)
+            for name, tier in self._tiers.items()
+            for row in tier.rows
+            if options.rows in row.name and options.device in (None, row.device)
+        ]
+        self._rows.sort(key=lambda named: named[1].priority)
+        if not self._rows and not self._results:
+            raise SystemExit(f"no row's name contains {options.rows!r}")
+        self._environment = environment.describe() | {
+            "rounds": options.rounds, "threads": options.threads, "against": options.against,
+        }  # fmt: skip
+        self._gpu = str(self._environment["gpu"] or "")
+        default = f"{str(self._environment['date'])[:10]}-{'-'.join(options.tiers)}-{'gpu' if self._gpu else 'cpu'}"
+        self._name: str = options.name or default
 
-def _measure(row: Row, settings: Settings, *, gpu: bool, over_budget: bool) -> Result:
-    if row.needs_gpu and not gpu:
-        return Result(row.name, not_measured="no GPU")
-    if over_budget:
-        return Result(row.name, not_measured="the budget was spent")
-    try:
-        return row.measure(settings)
-    except Exception as error:  # one row's failure is reported and costs no other row its figures
-        return Result(row.name, not_measured=f"{type(error).__name__}: {error}", missed=["the row failed"])
+    def _load(self, tier: str) -> None:
+        try:
+            self._tiers[tier] = importlib.import_module(f"benchmarks.{tier}").TIER
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] in ("benchmarks", "tercet"):
+                raise
+            self._results[tier] = Result(tier, not_measured=f"{error.name} is not installed")
+
+    def measure(self) -> Mapping[str, Result]:
+        """Every row, writing the report after each."""
+        options = self._options
+        self._environment["tests"] = "skipped" if options.skip_tests else self._test()
+        if options.resume:
+            folder = options.output if options.resume is True else options.resume
+            self._results |= report.read(folder / f"{self._name}.json", self._environment)
+        with source_tree(options.against) as against:
+            settings = Settings(rounds=options.rounds, threads=options.threads, against=against)
+            if options.budget is not None:
+                settings = dataclasses.replace(settings, deadline=self._started + options.budget)
+            left = [named for named in self._rows if named[1].name not in self._results]
+            self._prepare([(tier, row.name) for tier, row in left if self._can(row)], settings)
+            devices: list[Device] = sorted({row.device for _, row in left})
+            chosen = {device: self._calibrated(device, settings) for device in devices}
+            for _, row in left:
+                print(f"{row.name} …", file=sys.stderr, flush=True)
+                self._results[row.name] = self._row(row, chosen[row.device])
+                self._write()
+        self._write()
+        return self._results
+
+    def text(self) -> str:
+        """The report."""
+        return report.markdown(self._environment, self._results)
+
+    def _write(self) -> None:
+        report.write(self._options.output, self._name, self._environment, self._results)
+
+    def _test(self) -> str:
+        budget = self._options.budget
+        if self._options.device == "cuda" and self._gpu:
+            return run_tests(GPU_TESTS, "cuda", None if budget is None else budget * TEST_SHARE)
+        return run_tests([path for tier in self._tiers.values() for path in tier.tests], "cpu", None)
+
+    def _can(self, row: Row) -> bool:
+        return row.device == "cpu" or bool(self._gpu)
+
+    def _prepare(self, rows: Sequence[tuple[str, str]], settings: Settings) -> None:
+        """Compiles in parallel where there is a GPU to compile for."""
+        budget = self._options.budget
+        if self._options.device != "cuda" or budget is None or not rows:
+            return
+        unready = prepare(rows, settings, budget * PREPARATION_SHARE)
+        self._environment["prepared"] = f"{len(rows) - len(unready)} of {len(rows)} rows"
+        for row, reason in unready.items():
+            print(f"{row} is not compiled beforehand: {reason}", file=sys.stderr)
+
+    def _calibrated(self, device: Device, settings: Settings) -> Settings:
+        if device == "cuda" and not self._gpu:
+            return settings
+        chips = calibration.chips(device, self._gpu, settings.seconds)
+        self._environment[f"{device} limits"] = {which: calibration.described(chip) for which, chip in chips.items()}
+        state = gpu_state() if device == "cuda" else None
+        return dataclasses.replace(
+            settings, chips=chips, device_name=self._gpu if device == "cuda" else "", clock=state and state.clock
+        )
+
+    def _row(self, row: Row, settings: Settings) -> Result:
+        if not self._can(row):
+            return Result(row.name, not_measured="no GPU")
+        if time.monotonic() > settings.deadline:
+            return Result(row.name, not_measured="the budget was spent")
+        state = gpu_state() if row.device == "cuda" else None
+        before = state.read() if state else None
+        try:
+            result = row.measure(settings)
+        except Exception as error:  # one row's failure is reported and costs no other row its figures
+            return Result(row.name, not_measured=f"{type(error).__name__}: {error}", missed=["the row failed"])
+        if state and before:
+            after = state.read()
+            result.facts = {**result.facts, **{key: f"{before[key]:.0f} → {after[key]:.0f}" for key in before}}
+        return result
 
 
 def main(arguments: Sequence[str] | None = None, tiers: Sequence[str] = TIERS) -> int:
-    """Measures the rows, writing the report after each. Returns 1 if a bar was missed, else 0."""
-    options = _arguments(arguments, tiers)
-    started = time.monotonic()
-    loaded = {name: importlib.import_module(f"benchmarks.{name}") for name in options.tiers}
-    chosen: dict[str, Tier] = {name: module.TIER for name, module in loaded.items()}
-    rows = [row for tier in chosen.values() for row in tier.rows if options.rows in row.name]
-    if not rows:
-        raise SystemExit(f"no row's name contains {options.rows!r}")
-    tested = "skipped" if options.skip_tests else _test([path for tier in chosen.values() for path in tier.tests])
-    described = environment.describe() | {"rounds": options.rounds, "threads": options.threads, "tests": tested}
-    gpu = described["gpu"] is not None
-    day = str(described["date"])[:10]
-    name = options.name or f"{day}-{'-'.join(options.tiers)}-{'gpu' if gpu else 'cpu'}"
-    settings = Settings(rounds=options.rounds, threads=options.threads)
-    results: dict[str, Result] = {}
-    for row in rows:
-        over_budget = options.budget is not None and time.monotonic() - started > options.budget
-        print(f"{row.name} …", file=sys.stderr, flush=True)
-        results[row.name] = _measure(row, settings, gpu=gpu, over_budget=over_budget)
-        report.write(options.output, name, described, results)
-    print(report.markdown(described, results))
+    """Measures the rows and prints the report. Returns 1 if a bar was missed, else 0."""
+    run = Run(_arguments(arguments, tiers))
+    results = run.measure()
+    print(run.text())
     return 0 if all(result.met for result in results.values()) else 1

@@ -3,11 +3,10 @@
 Needs torch and the source tree alone: `PYTHONPATH=server:kernels:clients/python:protos python -m benchmarks.kernels`.
 """
 
-from benchmarks.kernels import attention, calibration, decoding, elementwise
+from benchmarks.kernels import attention, decoding, elementwise, head
 from benchmarks.rows import Tier
 
-# Calibration first: the other rows' figures are read against it.
 TIER = Tier(
-    rows=(*calibration.ROWS, *attention.ROWS, *decoding.ROWS, *elementwise.ROWS),
+    rows=(*attention.ROWS, *decoding.ROWS, *head.ROWS, *elementwise.ROWS),
     tests=("tests/kernels",),
 )

@@ -1,198 +1,88 @@
-"""Prefill attention against SDPA's backends and torch's varlen attention."""
+"""Prefill attention against SDPA's backends, torch's varlen attention and FlexAttention."""
 
 from __future__ import annotations
 
 import functools
-import math
-import random
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.kernels.contest import OURS, contest
+from benchmarks.kernels.attention_contestants import VARLEN, WITHOUT_BIAS, contestants
+from benchmarks.kernels.batches import Case, make_batch
+from benchmarks.kernels.contest import absolute, contest
 from benchmarks.rows import Row
-from tercet.kernels import attention, reference
+from tercet.kernels import reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
+    from benchmarks.kernels.batches import Batch
     from benchmarks.rows import Result, Settings
 
-BIAS_DISTANCE = 128
-BACKENDS = {
-    "SDPA flash": SDPBackend.FLASH_ATTENTION,
-    "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION,
-    "SDPA efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "SDPA math": SDPBackend.MATH,
-}
+FLASH, CUDNN, EFFICIENT, MATH = "SDPA flash", "SDPA cuDNN", "SDPA efficient", "SDPA math"
 
 
-@dataclass(frozen=True)
-class Case:
-    """A batch of `rows` sequences of up to `longest` tokens."""
-
-    name: str
-    device: str
-    dtype: torch.dtype
-    rows: int
-    longest: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    causal: bool = False
-    median: int | None = None
-    """Lengths are log-normal with this median (σ 0.8, at most `longest`); None: all are `longest`."""
-    bias: bool = False
-    """A relative-position bias, as in T5."""
-    bars: tuple[tuple[str, float], ...] = ()
-
-    def lengths(self) -> list[int]:
-        """Tokens of each row, seeded."""
-        if self.median is None:
-            return [self.longest] * self.rows
-        chance = random.Random(0)
-        return [
-            min(max(round(self.median * math.exp(chance.gauss(0, 0.8))), 4), self.longest) for _ in range(self.rows)
-        ]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The same batch packed, as our kernels take it, and padded, as SDPA does."""
-
-    q: Tensor  # [T, H, D]
-    k: Tensor  # [T, H_kv, D]
-    v: Tensor
-    start: Tensor  # [B]
-    length: Tensor  # [B]
-    bias: Tensor | None  # [H, 2 * BIAS_DISTANCE + 1]
-    padded: tuple[Tensor, Tensor, Tensor]  # [B, heads, S, D]
-    mask: (
-        Tensor | None
-    )  # broadcasts to [B, H, S, S]: bool, or the bias with -inf in padding; None where nothing is hidden
-
-
-def _inputs(case: Case) -> Inputs:
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.tensor(case.lengths(), dtype=torch.int32)
-    start = lengths.cumsum(0, dtype=torch.int32) - lengths
-    tokens = int(lengths.sum())
-    q, k, v = (
-        torch.randn(tokens, heads, case.head_dim, generator=generator).to(case.device, case.dtype)
-        for heads in (case.heads, case.kv_heads, case.kv_heads)
-    )
-    real = (torch.arange(case.longest) < lengths[:, None]).to(case.device)
-
-    def padded(packed: Tensor) -> Tensor:
-        spread = packed.new_zeros(case.rows, case.longest, *packed.shape[1:])
-        spread[real] = packed
-        return spread.transpose(1, 2).contiguous()
-
-    bias = torch.randn(case.heads, 2 * BIAS_DISTANCE + 1, generator=generator).to(case.device) if case.bias else None
-    return Inputs(
-        q, k, v, start.to(case.device), lengths.to(case.device), bias, (padded(q), padded(k), padded(v)),
-        _mask(case, real, bias),
-    )  # fmt: skip
-
-
-def _mask(case: Case, real: Tensor, bias: Tensor | None) -> Tensor | None:
-    visible = real[:, None, None, :]  # [B, 1, 1, S]
-    position = torch.arange(case.longest, device=case.device)
-    distance = position[None, :] - position[:, None]  # [S, S], key - query
-    if bias is not None:
-        scores = bias[:, distance.clamp(-BIAS_DISTANCE, BIAS_DISTANCE) + BIAS_DISTANCE].to(case.dtype)  # [H, S, S]
-        return torch.where(visible & (distance <= 0) if case.causal else visible, scores, -math.inf)
-    if case.median is None:
-        return None
-    return visible & (distance <= 0) if case.causal else visible
-
-
-def _sdpa(case: Case, inputs: Inputs, backend: SDPBackend) -> Callable[[], Tensor]:
-    def run() -> Tensor:
-        with sdpa_kernel(backend):
-            return functional.scaled_dot_product_attention(
-                *inputs.padded,
-                attn_mask=inputs.mask,
-                is_causal=case.causal and inputs.mask is None,
-                enable_gqa=case.heads != case.kv_heads,
-            )
-
-    return run
-
-
-def _varlen(case: Case, inputs: Inputs) -> Callable[[], Tensor]:
-    from torch.nn.attention.varlen import varlen_attn  # here: builds of torch without CUDA may lack it
-
-    ends = functional.pad(inputs.length.cumsum(0, dtype=torch.int32), (1, 0))
-    k, v = (tensor.repeat_interleave(case.heads // case.kv_heads, dim=1) for tensor in (inputs.k, inputs.v))
-    window = (-1, 0) if case.causal else (-1, -1)
-
-    def run() -> Tensor:
-        answer = varlen_attn(inputs.q, k, v, ends, ends, case.longest, case.longest, window_size=window)
-        return answer[0] if isinstance(answer, tuple) else answer
-
-    return run
-
-
-def _ours(case: Case, inputs: Inputs) -> Callable[[], Tensor]:
-    return lambda: attention(
-        inputs.q, inputs.k, inputs.v, q_start=inputs.start, kv_start=inputs.start, q_length=inputs.length,
-        kv_length=inputs.length, longest_q=case.longest, longest_kv=case.longest, causal=case.causal, bias=inputs.bias,
-    )  # fmt: skip
-
-
-def _truth(case: Case, inputs: Inputs, answer: Tensor) -> tuple[Tensor, Tensor]:
+def _truth(case: Case, batch: Batch, answer: Tensor) -> tuple[Tensor, Tensor]:
     """The longest row's first group of heads, by the naive reference in float64."""
-    row = int(inputs.length.argmax())
-    start, length = int(inputs.start[row]), int(inputs.length[row])
+    row = int(batch.kv_length.argmax())
+    queries, keys = int(batch.q_length[row]), int(batch.kv_length[row])
     group = case.heads // case.kv_heads
-    given = (
-        answer[start : start + length, :group] if answer.dim() == 3 else answer[row, :group, :length].transpose(0, 1)
-    )
+    q_start, kv_start = int(batch.q_start[row]), int(batch.kv_start[row])
+    if answer.dim() == 4:  # [B, H, S_q, D]
+        given = answer[row, :group, :queries].transpose(0, 1)
+    else:
+        given = answer[q_start : q_start + queries, :group]
     first = torch.zeros(1, dtype=torch.int32, device=case.device)
     right = reference.attention(
-        inputs.q[start : start + length, :group].double().contiguous(),
-        inputs.k[start : start + length, :1].double().contiguous(),
-        inputs.v[start : start + length, :1].double().contiguous(),
-        q_start=first, kv_start=first, q_length=first + length, kv_length=first + length, longest_q=length,
-        longest_kv=length, causal=case.causal, scale=case.head_dim**-0.5, window=None, out=None,
-        bias=None if inputs.bias is None else inputs.bias[:group],
+        batch.q[q_start : q_start + queries, :group].double().contiguous(),
+        batch.k[kv_start : kv_start + keys, :1].double().contiguous(),
+        batch.v[kv_start : kv_start + keys, :1].double().contiguous(),
+        q_start=first, kv_start=first, q_length=first + queries, kv_length=first + keys, longest_q=queries,
+        longest_kv=keys, causal=case.causal, scale=case.head_dim**-0.5, window=None, out=None,
+        bias=None if batch.bias is None else batch.bias[:group],
     )  # fmt: skip
     return given, right
 
 
+def _pairs(case: Case) -> int:
+    """Queries and keys that see each other."""
+    total = 0
+    for keys in case.lengths():
+        queries = min(case.queries or keys, keys)
+        total += queries * keys - (queries * (queries - 1) // 2 if case.causal else 0)
+    return total
+
+
 def _measure(case: Case, settings: Settings) -> Result:
     torch.set_num_threads(settings.threads)
-    inputs = _inputs(case)
-    contestants = {OURS: _ours(case, inputs)}
-    on_gpu = case.device == "cuda"
-    for name, backend in BACKENDS.items():
-        if on_gpu or backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):  # the CPU has these two
-            contestants[name] = _sdpa(case, inputs, backend)
-    if on_gpu and not case.bias:
-        contestants["varlen_attn"] = _varlen(case, inputs)
-    lengths = case.lengths()
-    pairs = sum(length * (length + 1) // 2 if case.causal else length**2 for length in lengths)
-    fill = sum(lengths) / (case.rows * case.longest)
-    return contest(
-        f"{case.rows} rows of {'up to ' if case.median else ''}{case.longest} tokens (fill {fill:.2f}), "
-        f"{case.heads} heads of {case.head_dim} over {case.kv_heads}, {'causal, ' if case.causal else ''}{case.dtype}; "
+    batch = make_batch(case)
+    fill = sum(case.lengths()) / (case.rows * case.longest)
+    queries = f"{case.queries} queries over " if case.queries else ""
+    result = contest(
+        f"{case.rows} rows of {queries}{'up to ' if case.median else ''}{case.longest} tokens (fill {fill:.2f}), "
+        f"{case.heads} heads of {case.head_dim} over {case.kv_heads}, {'causal, ' if case.causal else ''}"
+        f"{'in pages, ' if case.paged else ''}{'relative bias, ' if case.bias else ''}{case.dtype}; "
         "operations on real tokens",
-        contestants,
-        truth=functools.partial(_truth, case, inputs),
-        judge="SDPA math",
-        device=inputs.q.device,
+        contestants(case, batch, rehearsal=settings.rehearsal),
+        row=row_name(case),
+        truth=functools.partial(_truth, case, batch),
+        judge=MATH,
+        device=batch.q.device,
         dtype=case.dtype,
-        amount=4 * case.head_dim * case.heads * pairs / 1e9,
+        amount=4 * case.head_dim * case.heads * _pairs(case) / 1e9,
         unit="GFLOP/s",
         bars=dict(case.bars),
         settings=settings,
+        limit=lambda chip: chip.flops / 1e9,
+        unlike=(WITHOUT_BIAS,),
     )
+    result.goals = absolute(settings, result, "TFLOP/s", case.goal, 1e-3)
+    return result
+
+
+def row_name(case: Case) -> str:
+    """As the report has it."""
+    return f"kernels/{'gpu' if case.device == 'cuda' else 'cpu'}/attention {case.name}"
 
 
 def _gpu(name: str, longest: int, head_dim: int, **options: Any) -> Case:
@@ -203,16 +93,29 @@ def _gpu(name: str, longest: int, head_dim: int, **options: Any) -> Case:
 
 
 _cpu = functools.partial(Case, device="cpu", dtype=torch.float32, longest=256)
+SHORT = ((FLASH, 1.1), (CUDNN, 1.0))
+LONG = ((FLASH, 1.3),)
+SPARSE = ((VARLEN, 1.6), (EFFICIENT, 3.0))
 CASES = (
-    _gpu("1k d64", 1024, 64, bars=(("SDPA flash", 1.1), ("SDPA cuDNN", 1.0))),
-    _gpu("1k d64 causal", 1024, 64, causal=True, bars=(("SDPA flash", 1.1), ("SDPA cuDNN", 1.0))),
-    _gpu("4k d64", 4096, 64, bars=(("SDPA flash", 1.3),)),
-    _gpu("4k d64 causal", 4096, 64, causal=True, bars=(("SDPA flash", 1.3),)),
-    _gpu("log-normal d64", 1024, 64, rows=64, median=256, bars=(("varlen_attn", 1.6), ("SDPA efficient", 3.0))),
-    _gpu("1k d64 T5 bias", 1024, 64, bias=True, bars=(("SDPA efficient", 1.9),)),
+    _gpu("1k d64", 1024, 64, bars=SHORT, priority=0),
+    _gpu("4k d64", 4096, 64, bars=LONG, goal=430, priority=0),
+    _gpu("4k d64 causal", 4096, 64, causal=True, bars=LONG, goal=390, priority=0),
+    _gpu("log-normal d64", 1024, 64, rows=64, median=256, bars=SPARSE, goal=370, priority=0),
+    _gpu("1k d64 T5 bias", 1024, 64, bias=True, bars=((EFFICIENT, 1.9), (WITHOUT_BIAS, 0.85)), priority=0),
+    _gpu("8k d128", 8192, 128, bars=((FLASH, 1.25),), goal=460, priority=0),
+    _gpu("1k d64 causal", 1024, 64, causal=True, bars=SHORT),
+    _gpu("2k d64", 2048, 64, bars=SHORT[:1]),
+    _gpu("8k d64", 8192, 64, bars=LONG, goal=430),
+    _gpu("8k d64 causal", 8192, 64, causal=True, bars=LONG, goal=390),
     _gpu("1k d32", 1024, 32),
-    _gpu("8k d128", 8192, 128, bars=(("SDPA flash", 1.25),)),
+    _gpu("4k d32", 4096, 32),
+    _gpu("log-normal d32", 512, 32, rows=128, median=128, bars=SPARSE),
     _gpu("8k d128 causal grouped", 8192, 128, causal=True, kv_heads=4),
+    _gpu("2k d128 causal grouped", 2048, 128, causal=True, kv_heads=4),
+    _gpu("chunk of 512 over 4k d64 grouped", 4096, 64, rows=8, queries=512, causal=True, paged=True, kv_heads=8),
+    _gpu("across 128 to 512 d64", 512, 64, rows=32, queries=128),
+    _gpu("log-normal causal d64", 1024, 64, rows=64, median=256, causal=True),
+    _gpu("log-normal d64 T5 bias", 512, 64, rows=64, median=128, bias=True),
     _cpu("MiniLM log-normal", rows=32, heads=12, kv_heads=12, head_dim=32, median=50),
     _cpu("MiniLM full", rows=8, heads=12, kv_heads=12, head_dim=32),
     _cpu("SmolLM2 prefill log-normal", rows=16, heads=9, kv_heads=3, head_dim=64, median=50, causal=True),
@@ -220,9 +123,11 @@ CASES = (
 )
 ROWS = tuple(
     Row(
-        f"kernels/{'gpu' if case.device == 'cuda' else 'cpu'}/attention {case.name}",
+        row_name(case),
         functools.partial(_measure, case),
-        needs_gpu=case.device == "cuda",
+        device=case.device,
+        priority=case.priority,
+        small=functools.partial(_measure, case.small()),
     )
     for case in CASES
 )

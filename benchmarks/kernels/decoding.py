@@ -1,26 +1,34 @@
-"""Decode attention over pages against gathering the pages and SDPA."""
+"""Decode attention over pages against gathering them for SDPA, and against SDPA and FlexAttention without pages."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from benchmarks.kernels.attention_contestants import compiled
 from benchmarks.kernels.contest import OURS, contest
-from benchmarks.rows import Row
+from benchmarks.limits import H100
+from benchmarks.rows import CALIBRATED, Goal, Row
 from tercet.kernels import attention, reference
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
-    from benchmarks.rows import Result, Settings
+    from benchmarks.rows import Device, Result, Settings
 
 PAGE_SIZE = 16
 GATHER = "gather + SDPA"
 CONTIGUOUS = "SDPA on contiguous keys"
+FLEX = "FlexAttention on contiguous keys"
+L2_MULTIPLE = 4  # pools are rotated whose bytes are this often those of the L2 cache: no key is found there
+MOST_POOLS = 8
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Case:
     """One new token for each of `rows` sequences whose caches hold between half of `longest` and `longest` tokens."""
 
     name: str
-    device: str
+    device: Device
     dtype: torch.dtype
     rows: int
     longest: int
@@ -36,72 +44,146 @@ class Case:
     kv_heads: int
     head_dim: int
     bars: tuple[tuple[str, float], ...] = ()
+    share: float | None = None
+    """Of the measured copy's bandwidth, to be reached on an H100."""
+    priority: int = 1
+
+    def small(self) -> Case:
+        """The same in small, on a CPU."""
+        kv_heads = 2 if self.kv_heads == self.heads else 1
+        return replace(self, device="cpu", rows=3, longest=48, heads=2, kv_heads=kv_heads, head_dim=16)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One cache: its pages, which nobody else reads."""
+
+    k: Tensor  # [pages, PAGE_SIZE, H_kv, D]
+    v: Tensor
+
+
+def _pools(case: Case) -> list[Pool]:
+    """As many as the L2 cache can't hold; one on a CPU."""
+    generator = torch.Generator(case.device).manual_seed(0)
+    shape = (case.rows * -(-case.longest // PAGE_SIZE), PAGE_SIZE, case.kv_heads, case.head_dim)
+    count = 1
+    if case.device == "cuda":
+        cache = torch.cuda.get_device_properties(0).L2_cache_size
+        pool_bytes = 2 * shape[0] * PAGE_SIZE * case.kv_heads * case.head_dim * case.dtype.itemsize
+        count = min(MOST_POOLS, L2_MULTIPLE * cache // pool_bytes + 2)
+    return [
+        Pool(*(torch.randn(shape, generator=generator, dtype=case.dtype, device=case.device) for _ in range(2)))
+        for _ in range(count)
+    ]
+
+
+def _sweep(attend: Callable[[int], Tensor], pools: int) -> Tensor:
+    """Reads pool after pool; the answer is that of the last."""
+    for index in range(pools - 1):
+        attend(index)
+    return attend(pools - 1)
+
+
+def _flex(case: Case, q: Tensor, kv_length: Tensor, keys: list[tuple[Tensor, Tensor]]) -> Callable[[int], Tensor]:
+    """FlexAttention on keys [B, H_kv, S, D] of each pool, whose block mask ends each row."""
+
+    def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        del head, query
+        return key < kv_length[row]
+
+    mask = create_block_mask(visible, case.rows, None, 1, keys[0][0].shape[2], case.device)
+    attend = compiled(flex_attention, case.device)
+    grouped = case.heads != case.kv_heads
+    return lambda index: attend(q[:, :, None], *keys[index], block_mask=mask, enable_gqa=grouped)[:, :, 0]
 
 
 def _measure(case: Case, settings: Settings) -> Result:
     torch.set_num_threads(settings.threads)
     generator = torch.Generator().manual_seed(0)
-    pages = case.longest // PAGE_SIZE  # of a row
-    kv_length = torch.linspace(case.longest // 2, case.longest, case.rows).to(torch.int32)
-    table = torch.randperm(case.rows * pages, generator=generator).view(case.rows, pages).to(torch.int32)
-    q = torch.randn(case.rows, case.heads, case.head_dim, generator=generator)
-    shape = (case.rows * pages, PAGE_SIZE, case.kv_heads, case.head_dim)
-    k, v = (torch.randn(shape, generator=generator) for _ in range(2))
-    q, k, v = (tensor.to(case.device, case.dtype) for tensor in (q, k, v))
-    kv_length, table = kv_length.to(case.device), table.to(case.device)
+    pages = -(-case.longest // PAGE_SIZE)  # of a row
+    kv_length = torch.linspace(case.longest // 2, case.longest, case.rows).to(case.device, torch.int32)
+    table = torch.randperm(case.rows * pages, generator=generator).view(case.rows, pages).to(case.device, torch.int32)
+    q = torch.randn(case.rows, case.heads, case.head_dim, generator=generator).to(case.device, case.dtype)
     q_start = torch.arange(case.rows, dtype=torch.int32, device=case.device)
     rows: dict[str, Any] = {
         "q_start": q_start, "q_length": torch.ones_like(q_start), "kv_length": kv_length, "longest_q": 1,
         "longest_kv": case.longest, "page_table": table, "causal": True,
     }  # fmt: skip
-    mask = (torch.arange(case.longest, device=case.device) < kv_length[:, None])[:, None, None, :]  # [B, 1, 1, S]
+    pools = _pools(case)
+    mask = (torch.arange(pages * PAGE_SIZE, device=case.device) < kv_length[:, None])[:, None, None, :]  # [B, 1, 1, S]
 
     def gathered(cache: Tensor) -> Tensor:  # [B, H_kv, S, D]
-        return cache[table.long()].view(case.rows, case.longest, case.kv_heads, case.head_dim).transpose(1, 2)
+        return cache[table.long()].flatten(1, 2).transpose(1, 2)
+
+    contiguous = [(gathered(pool.k).contiguous(), gathered(pool.v).contiguous()) for pool in pools]
 
     def sdpa(keys: Tensor, values: Tensor) -> Tensor:
-        attended = functional.scaled_dot_product_attention(
+        return functional.scaled_dot_product_attention(
             q[:, :, None], keys, values, attn_mask=mask, enable_gqa=case.heads != case.kv_heads
-        )
-        return attended[:, :, 0]
+        )[:, :, 0]
 
-    contiguous = gathered(k).contiguous(), gathered(v).contiguous()
+    contestants: dict[str, Callable[[int], Tensor]] = {
+        OURS: lambda index: attention(q, pools[index].k, pools[index].v, **rows),
+        GATHER: lambda index: sdpa(gathered(pools[index].k), gathered(pools[index].v)),
+        CONTIGUOUS: lambda index: sdpa(*contiguous[index]),
+    }
+    if case.device == "cuda" or settings.rehearsal:
+        contestants[FLEX] = _flex(case, q, kv_length, contiguous)
+
     truth = reference.attention(
-        q.double(), k.double(), v.double(), scale=case.head_dim**-0.5, window=None, bias=None, out=None, **rows
-    )
-    cached_bytes = 2 * int(kv_length.sum()) * case.kv_heads * case.head_dim * k.element_size()
-    return contest(
+        q.double(), pools[-1].k.double(), pools[-1].v.double(), scale=case.head_dim**-0.5, window=None, bias=None,
+        out=None, **rows,
+    )  # fmt: skip
+    cached_bytes = 2 * int(kv_length.sum()) * case.kv_heads * case.head_dim * case.dtype.itemsize
+    result = contest(
         f"one token for each of {case.rows} rows over {case.longest // 2}-{case.longest} cached tokens, "
-        f"{case.heads} heads of {case.head_dim} over {case.kv_heads}, {case.dtype}; "
+        f"{case.heads} heads of {case.head_dim} over {case.kv_heads}, {case.dtype}, {len(pools)} pools in turn; "
         "bytes of the visible keys and values",
-        {
-            OURS: lambda: attention(q, k, v, **rows),
-            GATHER: lambda: sdpa(gathered(k), gathered(v)),
-            CONTIGUOUS: lambda: sdpa(*contiguous),
-        },
+        {name: functools.partial(_sweep, attend, len(pools)) for name, attend in contestants.items()},
+        row=row_name(case),
         truth=lambda answer: (answer, truth),
         judge=CONTIGUOUS,
         device=q.device,
         dtype=case.dtype,
-        amount=cached_bytes / 1e9,
+        amount=len(pools) * cached_bytes / 1e9,
         unit="GB/s",
         bars=dict(case.bars),
         settings=settings,
+        limit=lambda chip: chip.bandwidth / 1e9,
+        graphs=True,
     )
+    if case.share is not None and settings.device_name == H100 and CALIBRATED in result.fractions:
+        result.goals = [Goal("of the measured copy's bandwidth", result.fractions[CALIBRATED], case.share)]
+    return result
 
 
+def row_name(case: Case) -> str:
+    """As the report has it."""
+    return f"kernels/{'gpu' if case.device == 'cuda' else 'cpu'}/decode {case.name}"
+
+
+def _gpu(name: str, rows: int, longest: int, heads: tuple[int, int, int], **options: Any) -> Case:
+    """In bf16; heads, key heads and head dim."""
+    return Case(name, "cuda", torch.bfloat16, rows, longest, *heads, **options)
+
+
+TWICE = ((GATHER, 2.0),)
 CASES = (
-    Case("64 rows 1k d64", "cuda", torch.bfloat16, 64, 1024, 16, 16, 64, bars=((GATHER, 2.0),)),
-    Case("64 rows 4k d64 grouped", "cuda", torch.bfloat16, 64, 4096, 32, 8, 64, bars=((GATHER, 2.0),)),
-    Case("64 rows 4k d128 grouped", "cuda", torch.bfloat16, 64, 4096, 32, 8, 128, bars=((GATHER, 2.0),)),
-    Case("1 row 8k d128 grouped", "cuda", torch.bfloat16, 1, 8192, 32, 8, 128),
+    _gpu("64 rows 2k d64", 64, 2048, (16, 16, 64), bars=TWICE, share=0.85, priority=0),  # 1k-2k tokens
+    _gpu("64 rows 8k d128 grouped", 64, 8192, (32, 8, 128), bars=TWICE, share=0.85, priority=0),  # 4k-8k tokens
+    _gpu("64 rows 1k d64", 64, 1024, (16, 16, 64), bars=TWICE),
+    _gpu("64 rows 4k d64 grouped", 64, 4096, (32, 8, 64), bars=TWICE),
+    _gpu("16 rows 512 d64", 16, 512, (12, 12, 64)),
+    _gpu("1 row 8k d128 grouped", 1, 8192, (32, 8, 128)),
     Case("SmolLM2 16 rows", "cpu", torch.float32, 16, 256, 9, 3, 64),
 )
 ROWS = tuple(
     Row(
-        f"kernels/{'gpu' if case.device == 'cuda' else 'cpu'}/decode {case.name}",
+        row_name(case),
         functools.partial(_measure, case),
-        needs_gpu=case.device == "cuda",
+        device=case.device,
+        priority=case.priority,
+        small=functools.partial(_measure, case.small()),
     )
     for case in CASES
 )

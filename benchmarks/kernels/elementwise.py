@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from benchmarks.rows import Result, Settings
+    from benchmarks.rows import Device, Result, Settings
 
 EPS = 1e-5
 TORCH = "torch"
@@ -73,39 +74,66 @@ OPS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Pair], float]] = {
     "gelu + bias": (_gelu, 2),
     "gated silu": (_gated_silu, 1.5),
 }
-SIZES = {"cuda": (16384, 2048, torch.bfloat16), "cpu": (1024, 1536, torch.float32)}
 
 
-def _measure(op: str, device: str, settings: Settings) -> Result:
+@dataclass(frozen=True)
+class Case:
+    """One op on x [tokens, width]."""
+
+    op: str
+    device: Device
+    dtype: torch.dtype
+    tokens: int
+    width: int
+
+    def small(self) -> Case:
+        """The same in small, on a CPU."""
+        return replace(self, device="cpu", tokens=7, width=64)
+
+
+def _measure(case: Case, settings: Settings) -> Result:
     torch.set_num_threads(settings.threads)
-    tokens, width, dtype = SIZES[device]
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (
-        torch.randn(shape, generator=generator).to(device, dtype) for shape in ((tokens, width), (width,), (width,))
+        torch.randn(shape, generator=generator).to(case.device, case.dtype)
+        for shape in ((case.tokens, case.width), (case.width,), (case.width,))
     )
-    make, passes = OPS[op]
+    make, passes = OPS[case.op]
     ours, theirs, truth = make(x, weight, bias)
     right = truth()
     return contest(
-        f"{op} of [{tokens}, {width}] {dtype}; the bytes that it cannot do without",
+        f"{case.op} of [{case.tokens}, {case.width}] {case.dtype}; the bytes that it cannot do without",
         {OURS: ours, TORCH: theirs},
+        row=row_name(case),
         truth=lambda answer: (answer, right),
         judge=TORCH,
         device=x.device,
-        dtype=dtype,
+        dtype=case.dtype,
         amount=passes * x.numel() * x.element_size() / 1e9,
         unit="GB/s",
         bars={},
         settings=settings,
+        limit=lambda chip: chip.bandwidth / 1e9,
     )
 
 
+def row_name(case: Case) -> str:
+    """As the report has it."""
+    return f"kernels/{'gpu' if case.device == 'cuda' else 'cpu'}/{case.op}"
+
+
+CASES = tuple(
+    case
+    for op in OPS
+    for case in (Case(op, "cuda", torch.bfloat16, 16384, 2048), Case(op, "cpu", torch.float32, 1024, 1536))
+)
 ROWS = tuple(
     Row(
-        f"kernels/{'gpu' if device == 'cuda' else 'cpu'}/{op}",
-        functools.partial(_measure, op, device),
-        needs_gpu=device == "cuda",
+        row_name(case),
+        functools.partial(_measure, case),
+        device=case.device,
+        priority=2,
+        small=functools.partial(_measure, case.small()),
     )
-    for device in SIZES
-    for op in OPS
+    for case in CASES
 )

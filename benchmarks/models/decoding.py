@@ -57,7 +57,7 @@ def against_peers(
     }
     for warm in contestants.values():
         warm()
-    seconds = interleave(contestants, rounds=settings.rounds)
+    seconds = interleave(contestants, settings)
     return compare(title, seconds, ours=OURS, amount=REQUESTS * NEW_TOKENS, unit="new tokens/s", bars=bars, facts=facts)
 
 

@@ -69,7 +69,7 @@ def against_peers(
         contestants[name] = watch(lambda embed=embed: embed(texts))
     for warm in contestants.values():
         warm()
-    seconds = interleave(contestants, rounds=settings.rounds)
+    seconds = interleave(contestants, settings)
     return compare(title, seconds, ours=OURS, amount=TEXTS, unit="texts/s", bars=bars, facts=facts)
 
 

@@ -41,8 +41,6 @@ def in_process(settings: Settings) -> Result:
     unequal = sum(left != right for left, right in zip(ours, theirs, strict=True))
     if unequal > MOST_UNEQUAL:
         return Result(title, not_measured=f"{unequal} words differ from transformers'", missed=["correctness"])
-    seconds = interleave(
-        {OURS: lambda: model.generate(prompts, NEW_TOKENS), PEER: transformers}, rounds=settings.rounds
-    )
+    seconds = interleave({OURS: lambda: model.generate(prompts, NEW_TOKENS), PEER: transformers}, settings)
     facts = {"words": WORDS, "words that differ": unequal}
     return compare(title, seconds, ours=OURS, amount=WORDS, unit="words/s", bars={PEER: None}, facts=facts)

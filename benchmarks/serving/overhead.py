@@ -31,8 +31,8 @@ def _measure(title: str, texts: list[str], seconds_each: float, settings: Settin
         }
         for warm in contestants.values():
             warm()
-        seconds = interleave(contestants, rounds=settings.rounds, timer=repeated(seconds_each))
-        facts = {f"ms {name}": 1000 * statistics.median(times) for name, times in seconds.items()}
+        seconds = interleave(contestants, settings, timer=repeated(seconds_each))
+        facts = {f"ms {name}": 1000 * statistics.median(times) for name, times in seconds.seconds.items()}
         return compare(
             title, seconds, ours=OVER_GRPC, amount=len(texts), unit="texts/s", bars={IN_PROCESS: None},
             facts={**facts, **server.idle_facts()},

@@ -1,16 +1,20 @@
 """What a run refuses, what it leaves out and what it writes."""
 
+import dataclasses
 import json
 import sys
 from types import SimpleNamespace
 
 import pytest
-from benchmarks.rows import Ratio, Result, Row, Tier
+from benchmarks.limits import Chip
+from benchmarks.rows import Curve, Goal, Ratio, Result, Row, Tier
 from benchmarks.runner import main
+from benchmarks.testing import run_tests
 
-from benchmarks import environment
+from benchmarks import calibration, environment
 
-ENVIRONMENT = {"date": "2026-01-02T03:04:05+00:00", "gpu": None, "versions": {"python": "3.11"}}
+ENVIRONMENT = {"date": "2026-01-02T03:04:05+00:00", "sources": "abc", "gpu": None, "versions": {"python": "3.11"}}
+SKIP = ("--skip-tests",)
 
 
 def measured(_settings, median=2.0):
@@ -23,13 +27,20 @@ def broken(_settings):
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
-    """Runs rows as the tier `serving`, without a GPU; gives the exit code, the Markdown and the JSON's rows."""
-    monkeypatch.setattr(environment, "describe", lambda: dict(ENVIRONMENT))
+def one_core(monkeypatch):
+    """Tests that are run for a report run in one process: starting more takes longer than they do."""
+    monkeypatch.setattr(environment, "cores", lambda: 1)
 
-    def run(*rows, tests=(), options=("--skip-tests",)):
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, one_core):
+    """Runs rows as the tier `serving`, without a GPU; gives the exit code, the Markdown and the JSON's rows."""
+    monkeypatch.setattr(calibration, "chips", lambda *arguments: {"calibrated": Chip(2e12, 3e9)})
+
+    def run(*rows, tests=(), options=SKIP, tiers=("serving",), **changes):
+        monkeypatch.setattr(environment, "describe", lambda: ENVIRONMENT | changes)
         monkeypatch.setitem(sys.modules, "benchmarks.serving", SimpleNamespace(TIER=Tier(rows, tests)))
-        code = main(["serving", "--output", str(tmp_path), "--name", "report", *options])
+        code = main([*tiers, "--output", str(tmp_path), "--name", "report", *options])
         text = (tmp_path / "report.json").read_text()
         return code, (tmp_path / "report.md").read_text(), json.loads(text)["rows"]
 
@@ -53,7 +64,7 @@ def test_a_missed_bar_is_the_exit_code(run):
 
 
 def test_without_a_gpu_its_rows_are_not_measured(run):
-    code, markdown, rows = run(Row("serving/a", broken, needs_gpu=True))
+    code, markdown, rows = run(Row("serving/a", broken, device="cuda"))
     assert code == 0
     assert "| serving/a | not measured: no GPU |" in markdown
     assert rows["serving/a"]["rates"] == {}
@@ -92,4 +103,102 @@ def test_green_tests_are_named_in_the_report(run, tmp_path):
     green.write_text("def test_green():\n    pass\n")
     code, markdown, _ = run(Row("serving/a", measured), tests=(str(green),), options=())
     assert code == 0
-    assert f"- tests: green ({green})" in markdown
+    assert f"- tests: green: 1 passed ({green})" in markdown
+
+
+def test_tests_that_do_not_end_are_interrupted_and_the_report_says_so(one_core, tmp_path):
+    (tmp_path / "test_fast.py").write_text("def test_green():\n    pass\n")
+    (tmp_path / "test_slow.py").write_text("import time\n\ndef test_slow():\n    time.sleep(60)\n")
+    told = run_tests([str(tmp_path / "test_fast.py"), str(tmp_path / "test_slow.py")], "cpu", 10)
+    assert told.startswith("green: 1 passed; NOT ALL: ended after 10 s")
+
+
+def test_rows_are_measured_by_priority_and_chosen_by_device(run):
+    order = []
+
+    def row(name, priority, device="cpu"):
+        def measure(settings):
+            order.append(name)
+            return measured(settings)
+
+        return Row(f"serving/{name}", measure, device=device, priority=priority)
+
+    rows = (row("late", 2), row("first", 0), row("usual", 1), row("gpu", 0, "cuda"))
+    _, _, told = run(*rows, options=(*SKIP, "--device", "cpu"))
+    assert order == ["first", "usual", "late"]
+    assert "serving/gpu" not in told
+
+
+def test_a_tier_whose_packages_are_missing_says_which(run, monkeypatch):
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "benchmarks.models":
+                raise ModuleNotFoundError("No module named 'msgspec'", name="msgspec")
+
+    monkeypatch.delitem(sys.modules, "benchmarks.models", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    code, markdown, _ = run(Row("serving/a", measured), tiers=("models", "serving"))
+    assert code == 0
+    assert "| models | not measured: msgspec is not installed |" in markdown
+    assert "| serving/a | theirs |" in markdown
+
+
+def test_the_machines_limits_are_in_the_report_and_given_to_rows(run):
+    def measure(settings):
+        limits = {which: chip.flops * 2e-11 for which, chip in settings.chips.items()}
+        return dataclasses.replace(measured(settings), fractions={"calibrated": 0.5}, limits=limits)
+
+    _, markdown, rows = run(Row("serving/a", measure))
+    assert "2 TFLOP/s, 3 GB/s" in markdown
+    assert "50.0% of the calibrated limit of 40 texts/s" in markdown
+    assert rows["serving/a"]["fractions"] == {"calibrated": 0.5}
+
+
+def full(settings):
+    """A result with a part of every kind."""
+    return dataclasses.replace(
+        measured(settings), goals=[Goal("ms", 1.0, 2.0, at_most=True)], flags=["clocks moved by 4.0% (ours)"],
+        curves=[Curve("latency", "requests/s", "ms", {"ours": [(1.0, 2.0), (2.0, 5.0)]})], facts={"texts": 3},
+        fractions={"calibrated": 0.5}, limits={"calibrated": 40.0},
+    )  # fmt: skip
+
+
+def test_goals_flags_and_plots_are_written(run, tmp_path):
+    _, markdown, _ = run(Row("serving/a", full))
+    assert "| serving/a | goal | 1 ms | | ≤ 2: met |" in markdown
+    assert "**Uncertain: clocks moved by 4.0% (ours).**" in markdown
+    assert {path.name for path in tmp_path.glob("*.svg")} == {
+        f"report-{plot}.svg" for plot in ("ratios", "limits", "curves")
+    }
+
+
+def test_resuming_keeps_what_was_measured_and_measures_the_rest(run):
+    run(Row("serving/a", full), Row("serving/b", broken), Row("serving/c", broken, device="cuda"))
+    rows = Row("serving/a", broken), Row("serving/b", measured)
+    code, markdown, told = run(*rows, options=(*SKIP, "--resume"))
+    assert code == 0
+    assert told["serving/a"] == json.loads(json.dumps(dataclasses.asdict(full(None)) | {"met": True}))
+    assert told["serving/b"]["rates"] == {"ours": 20.0, "theirs": 10.0}
+    assert "≤ 2: met" in markdown
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({"sources": "abd"}, ()), ({"date": "2026-01-03T03:04:05+00:00"}, ()), ({"gpu": "NVIDIA H200"}, ()),
+        ({"versions": {"python": "3.12"}}, ()), ({}, ("--rounds", "9")), ({}, ("--threads", "77")),
+    ],
+)  # fmt: skip
+def test_other_sources_machines_days_and_settings_are_measured_anew(run, changes, options):
+    run(Row("serving/a", full))
+    _, _, told = run(Row("serving/a", measured), options=(*SKIP, "--resume", *options), **changes)
+    assert told["serving/a"]["facts"] == {}
+
+
+def test_resuming_from_another_folder(run, tmp_path):
+    run(Row("serving/a", full))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "report.json").rename(elsewhere / "report.json")
+    _, _, told = run(Row("serving/a", broken), options=(*SKIP, "--resume", str(elsewhere)))
+    assert told["serving/a"]["facts"] == {"texts": 3}

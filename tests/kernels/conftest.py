@@ -1,16 +1,20 @@
-"""Runs the kernels in Triton's interpreter, with fresh memory full of NaN, and measures errors against float64."""
+"""Runs the kernels in Triton's interpreter, with fresh memory full of NaN, and measures errors against float64.
+
+With TERCET_TEST_DEVICE=cuda (`make gpu`) the same tests run compiled kernels on the GPU, in bfloat16 too.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator, Iterator
 
 
 def _import_interpreted_triton() -> None:
@@ -27,20 +31,53 @@ def _import_interpreted_triton() -> None:
         del os.environ["TRITON_INTERPRET"]
 
 
-_import_interpreted_triton()
+DEVICE = os.environ.get("TERCET_TEST_DEVICE", "cpu")
+ON_GPU = DEVICE == "cuda"
+if not ON_GPU:
+    _import_interpreted_triton()
 
 import torch  # noqa: E402 - only after triton
 
 from tercet.kernels import dispatch  # noqa: E402
 
-IMPLEMENTATIONS = ("cpu", "triton")
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3}
+IMPLEMENTATIONS = ("triton",) if ON_GPU else ("cpu", "triton")
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+# About the interpreter, the compiler and what a CPU refuses: they show nothing more on a GPU.
+collect_ignore = ["test_attention_loads.py", "test_compiled.py", "test_dispatch.py"] if ON_GPU else []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Adds bfloat16, which the interpreter multiplies wrongly, wherever a test takes float16."""
+    if not ON_GPU:
+        return
+    for index, mark in enumerate(metafunc.definition.own_markers):
+        if mark.name == "parametrize" and mark.args[0] == "dtype" and torch.float16 in mark.args[1]:
+            wider = pytest.mark.parametrize("dtype", [*mark.args[1], torch.bfloat16], **mark.kwargs)
+            metafunc.definition.own_markers[index] = wider.mark
+
+
+def _on_device() -> AbstractContextManager[object]:
+    """Tensors that are made inside are on the device under test."""
+    return torch.device(DEVICE) if ON_GPU else nullcontext()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The tensors of test modules."""
+    with _on_device():
+        return (yield)
 
 
 @pytest.fixture(autouse=True)
-def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+def _device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if not ON_GPU:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
     torch.manual_seed(0)
+    with _on_device():
+        yield
 
 
 @pytest.fixture(autouse=True)
