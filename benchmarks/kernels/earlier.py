@@ -28,6 +28,8 @@ class Earlier:
 
     def __init__(self, row: str, settings: Settings) -> None:
         tree = settings.against
+        if tree is None or not (tree / "kernels").is_dir():
+            raise RuntimeError(f"there are no kernels in {tree}")
         paths = [f"{tree}/{folder}" for folder in ("kernels", "server", "clients/python", "protos")]
         inherited = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
         self._process = subprocess.Popen(
