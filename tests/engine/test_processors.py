@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from support.engine import generate
+from support.engine import generate, sampling_of
 from support.reference import processed
 from tercet.kernels.reference import kept_tokens
 from tercet.server.engine import sampler
@@ -130,9 +130,7 @@ def test_what_is_drawn_from_is_what_transformers_draws_from(monkeypatch, name):
         return torch.zeros(len(scores), dtype=torch.int64)
 
     monkeypatch.setattr(sampler, "sample", record)
-    buffer = PackedBuffer()
-    sampler.pack_sampling(buffer.put, rows, list(range(len(rows))))
-    sampler.choose(before.clone(), sampler.unpack_sampling(buffer.upload(torch.device("cpu")), rows))
+    sampler.choose(before.clone(), sampling_of(rows))
     torch.testing.assert_close(torch.stack(found), torch.stack(wanted), atol=1e-5, rtol=0)
     assert name == "temperature" or (torch.stack(wanted) == 0).float().mean() > 0.2
 

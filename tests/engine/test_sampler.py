@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from support.engine import generate
+from support.engine import generate, sampling_of
 from support.reference import processed
-from tercet.server.engine.sampler import choices, choose, pack_sampling, unpack_sampling
+from tercet.server.engine.sampler import choices, choose
 from tercet.server.engine.sequence import generation_request
-from tercet.server.engine.transfer import Download, PackedBuffer
+from tercet.server.engine.transfer import Download
 
 VOCAB_SIZE = 37
 PROMPT = [3, 9, 9, 30]
@@ -26,9 +26,7 @@ def sequences(family="decoder", **options):
 
 def process(rows, logits):
     """The choices made from `logits`, which are changed in place."""
-    buffer = PackedBuffer()
-    pack_sampling(buffer.put, rows, list(range(len(rows))))
-    sampling = unpack_sampling(buffer.upload(torch.device("cpu")), rows)
+    sampling = sampling_of(rows)
     return choices(Download(choose(logits, sampling).tensors).arrays(), sampling)
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+import torch
+
 from support.null_model import POISON, VOCAB_SIZE, NullModel, continuation
 from tercet.server.engine.engine import Engine
-from tercet.server.engine.memory import generates
+from tercet.server.engine.lanes import Lanes, aligned
+from tercet.server.engine.memory import generates, lane_pages
 from tercet.server.engine.runner import Runner
+from tercet.server.engine.sampler import pack_sampling, unpack_sampling
+from tercet.server.engine.transfer import PackedBuffer
 from tercet.server.engine.validation import limits_of
 from tercet.server.wire import (
     Candidates,
@@ -44,8 +49,9 @@ def engine_of(model, *, pages=64, ahead=False, **changes):
         pages = 0
     cache = model.new_cache(pages, chosen.page_size) if pages else None
     padded = chosen.layout == "padded"
+    lanes = Lanes(chosen.max_rows, *lane_pages(model, chosen), model.device)
     return Engine(
-        Runner(model, cache, max_rows=chosen.max_rows, padded=padded),
+        Runner(model, cache, lanes, max_rows=chosen.max_rows, padded=padded),
         limits_of(model, chosen, pages),
         chosen,
         padded=padded,
@@ -150,3 +156,18 @@ def run(engine, *messages, limit=2000):
         if len(answers.steps) > limit:
             raise AssertionError(f"not done after {limit} steps")
     return answers
+
+
+def sampling_of(rows):
+    """How sequences draw, each in a lane of its own, when they are the rows of a batch that choose a token."""
+    cpu = torch.device("cpu")
+    lanes, buffer = Lanes(len(rows), 1, 1, cpu), PackedBuffer()
+    for lane, row in enumerate(rows):
+        row.lanes = [lane]
+    lanes.update(rows)
+    lanes.put(buffer)
+    pack_sampling(buffer.put, rows)
+    views = buffer.upload(cpu)
+    lanes.take(views)
+    every = torch.arange(aligned(len(rows)), dtype=torch.int32).clamp(max=len(rows) - 1)
+    return unpack_sampling(views, rows, lanes.draws_of(every, len(rows)))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from tercet.kernels import pad
 from tercet.server.engine.beam import BeamSearch
 from tercet.server.engine.beam_rows import BeamRows, Placed, key_rows, pack_beams, pack_key_rows, unpack_beams
+from tercet.server.engine.lanes import ALIGNED
 from tercet.server.engine.pages import pages_of
 from tercet.server.engine.reading import parts_of
 from tercet.server.engine.sampler import SamplingRows, pack_sampling, unpack_sampling
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from tercet.server.engine.lanes import Lanes
     from tercet.server.engine.reading import Part
     from tercet.server.engine.scheduler import Chunk
     from tercet.server.engine.sequence import Sequence as Row
@@ -57,6 +59,16 @@ class EncoderWork:
         return self.source.batch.rows.tokens + (self.target.batch.rows.tokens if self.target else 0)
 
 
+class SampledRows(NamedTuple):
+    """The rows of a decoder batch that choose a token, [N]."""
+
+    rows: Tensor
+    """int32: which of the batch they are."""
+    lanes: Tensor
+    """int32"""
+    how: SamplingRows
+
+
 @dataclass(frozen=True)
 class DecoderWork:
     """A decoder batch and the rows of it that choose a token."""
@@ -64,10 +76,8 @@ class DecoderWork:
     batch: DecoderBatch
     sampled: list[Row]
     """Sequences that choose a token, since the batch has their last one."""
-    sampling: SamplingRows | None
-    """How they do; None if there are none."""
-    lanes: Tensor | None
-    """int32 [N]: theirs."""
+    sampling: SampledRows | None
+    """Theirs; None if there are none."""
     searches: list[BeamSearch]
     """Those that choose how their beams go on."""
     beams: BeamRows | None
@@ -113,17 +123,16 @@ def encoder_work(
     )
 
 
-def decoder_work(chunks: Sequence[Chunk], last_tokens: Tensor, *, page_size: int, padded: bool) -> DecoderWork:
-    """One batch of decoding rows and chunks of prompts alike: each row is the next tokens of a sequence.
-
-    `last_tokens`, int32 [lanes], has those that the host doesn't know yet.
-    """
+def decoder_work(
+    chunks: Sequence[Chunk], tables: Lanes, *, page_size: int, padded: bool, device: torch.device
+) -> DecoderWork:
+    """One batch of decoding rows and chunks of prompts alike: each row is the next tokens of a sequence."""
     rows: list[Row] = []
     lengths, ends, ids = array("i"), array("i"), array("i")
     sampled: list[Row] = []
     sampling_rows: list[int] = []
     searches: list[Placed] = []
-    unknown, lanes = array("i"), array("i")  # places among the ids, and where their tokens are
+    unknown, unknown_lanes = array("i"), array("i")  # of tokens that the device alone knows: their places, their rows
     for sequence, length in chunks:
         if isinstance(sequence, BeamSearch):
             searches.append(Placed(len(rows), sequence, length))
@@ -137,7 +146,7 @@ def decoder_work(chunks: Sequence[Chunk], last_tokens: Tensor, *, page_size: int
             ends.append(end)
             if end > len(row.tokens):
                 unknown.append(len(ids))
-                lanes.append(row.lanes[0])
+                unknown_lanes.append(row.lanes[0])
                 ids.append(0)
             else:
                 ids.extend(row.tokens[end - length : end])
@@ -146,27 +155,31 @@ def decoder_work(chunks: Sequence[Chunk], last_tokens: Tensor, *, page_size: int
     _put_rows(buffer, "", lengths)
     buffer.put("kv_length", ends)
     buffer.put("token_ids", ids)
-    buffer.put_table("page_table", [row.pages for row in rows])
+    buffer.put("lanes", [row.lanes[0] for row in rows])
+    tables.update(rows)
+    tables.put(buffer)
     crossed = any(sources)
     if crossed:
-        buffer.put_table("cross_page_table", [row.request.cross_pages for row in rows])
         buffer.put("cross_length", sources)
     pack_key_rows(buffer, searches)
     continuing = [placed for placed in searches if placed.length == placed.search.remaining]
     if continuing:
         pack_beams(buffer, continuing)
     if sampled:
-        pack_sampling(buffer.put, sampled, sampling_rows)
-        buffer.put("sampled_lanes", [sequence.lanes[0] for sequence in sampled])
+        pack_sampling(buffer.put, sampled)
+        buffer.put("sampling_rows", sampling_rows)
+        buffer.put("sampling_lanes", [sequence.lanes[0] for sequence in sampled] + [0] * (-len(sampled) % ALIGNED))
     if unknown:
         buffer.put("unknown", unknown)
-        buffer.put("unknown_lanes", lanes)
-    views = buffer.upload(last_tokens.device)
+        buffer.put("unknown_lanes", unknown_lanes)
+    views = buffer.upload(device)
+    tables.take(views)
     if unknown:
-        views["token_ids"][views["unknown"]] = last_tokens[views["unknown_lanes"]]
+        views["token_ids"][views["unknown"]] = tables.last_token[views["unknown_lanes"]]
+    tables.length[views["lanes"]] = views["kv_length"]
 
     flat = _Flat(views["start"], views["length"], lengths, padded=padded)
-    table = views["page_table"].view(len(rows), -1)
+    table = _pages(tables.page_table, views["lanes"], max(len(row.pages) for row in rows))
     positions = flat.index + (views["kv_length"] - views["length"])[flat.row]
     batch = DecoderBatch(
         token_ids=flat.place(views["token_ids"]),
@@ -177,19 +190,31 @@ def decoder_work(chunks: Sequence[Chunk], last_tokens: Tensor, *, page_size: int
         page_table=table,
         longest_kv=max(ends),
         key_rows=key_rows(views, len(rows), max(ends)),
-        cross_page_table=views["cross_page_table"].view(len(rows), -1) if crossed else None,
+        cross_page_table=_pages(tables.cross_page_table, views["lanes"], pages_of(max(sources), page_size))
+        if crossed
+        else None,
         cross_length=views["cross_length"] if crossed else None,
         longest_cross=max(sources),
     )
     return DecoderWork(
         batch,
         sampled=sampled,
-        sampling=unpack_sampling(views, sampled) if sampled else None,
-        lanes=views["sampled_lanes"] if sampled else None,
+        sampling=_sampling(views, sampled, tables) if sampled else None,
         searches=[search for _, search, _ in continuing],
         beams=unpack_beams(views, continuing) if continuing else None,
         copies=buffer.copies,
     )
+
+
+def _pages(table: Tensor, lanes: Tensor, width: int) -> Tensor:
+    """The first `width` pages of some lanes: int32 [lanes, width]."""
+    return table[:, :width].index_select(0, lanes)
+
+
+def _sampling(views: dict[str, Tensor], sampled: list[Row], tables: Lanes) -> SampledRows:
+    draws = tables.draws_of(views["sampling_lanes"], len(sampled))
+    how = unpack_sampling(views, sampled, draws)
+    return SampledRows(views["sampling_rows"], views["sampling_lanes"][: len(sampled)], how)
 
 
 class _Flat:

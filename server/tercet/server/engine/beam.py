@@ -108,6 +108,7 @@ class BeamSearch(Sequence):
         """Those of the next batch; the pages behind the prompt's are dealt out to all of them in turn."""
         for beam, row in enumerate(self._beams):
             row.pages = self.pages[: self._shared] + self.pages[self._shared + beam :: self.widest]
+            row.lanes = self.lanes[beam : beam + 1]
         return self._beams[: self.width]
 
     def holders(self) -> tuple[int, list[array[int]]]:

@@ -11,7 +11,8 @@ from msgspec import structs
 
 from tercet.kernels import dispatch
 from tercet.server.engine.engine import Engine
-from tercet.server.engine.memory import activation_bytes, batch_tokens, count_pages
+from tercet.server.engine.lanes import Lanes
+from tercet.server.engine.memory import activation_bytes, batch_tokens, count_pages, lane_pages
 from tercet.server.engine.runner import Runner
 from tercet.server.engine.validation import limits_of
 from tercet.server.models import load_model
@@ -69,7 +70,8 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
 
     padded = settings.layout == "padded"  # packed wastes nothing, so it is what "auto" means
     limits = limits_of(model, settings, pages)
-    runner = Runner(model, cache, max_rows=settings.max_rows, padded=padded)
+    lanes = Lanes(settings.max_rows, *lane_pages(model, settings), device)
+    runner = Runner(model, cache, lanes, max_rows=settings.max_rows, padded=padded)
     # A CPU computes while it launches: there is nothing to overlap.
     engine = Engine(runner, limits, settings, padded=padded, ahead=device.type == "cuda")
     warm_up(engine, limits, lambda done, total: report(_loading(settings, "warm-up", done, total)))

@@ -83,6 +83,14 @@ def longest_sequence_pages(model: Model, settings: EngineSettings) -> int:
     return pages_of(longest_sequence(model, settings), settings.page_size) * (2 if model.family == "seq2seq" else 1)
 
 
+def lane_pages(model: Model, settings: EngineSettings) -> tuple[int, int]:
+    """The most pages of a row and of its source: what a lane has room for."""
+    if not generates(model):
+        return 0, 0
+    pages = pages_of(longest_sequence(model, settings), settings.page_size)
+    return pages, pages if model.family == "seq2seq" else 0
+
+
 def count_pages(model: Model, settings: EngineSettings, activations: int) -> int:
     """The pages that fit after weights and activations, but no more than every row could fill; 0 where none is needed.
 

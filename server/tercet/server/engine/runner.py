@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tercet.server.engine.batch import Whole
     from tercet.server.engine.beam import BeamSearch, Continuations
+    from tercet.server.engine.lanes import Lanes
     from tercet.server.engine.reading import Answer, Part
     from tercet.server.engine.sampler import Choice
     from tercet.server.engine.scheduler import Chunk
@@ -63,12 +64,10 @@ class Runner:
     Passes are launched in the order of their results; on a GPU nothing here waits for one.
     """
 
-    def __init__(self, model: Model, cache: KVCache | None, *, max_rows: int, padded: bool) -> None:
+    def __init__(self, model: Model, cache: KVCache | None, lanes: Lanes, *, max_rows: int, padded: bool) -> None:
         """`max_rows`: for so many the logits of a vocabulary fit into memory at once."""
-        self._model, self._cache, self._max_rows, self._padded = model, cache, max_rows, padded
+        self._model, self._cache, self._lanes, self._max_rows, self._padded = model, cache, lanes, max_rows, padded
         self._page_size = cache.page_size if cache else 1
-        self._last_tokens = torch.zeros(max_rows, dtype=torch.int32, device=model.device)
-        """int32 [lanes]: the token that was drawn last for each row that runs."""
 
     @torch.inference_mode()
     def encode(self, rows: Sequence[Row]) -> Pass[list[Answer | None]]:
@@ -107,15 +106,15 @@ class Runner:
         if self._cache is None:
             raise ValueError("a model without a cache can't decode")
         model = self._model
-        work = decoder_work(chunks, self._last_tokens, page_size=self._page_size, padded=self._padded)
+        work = decoder_work(chunks, self._lanes, page_size=self._page_size, padded=self._padded, device=model.device)
         hidden = model.decode(work.batch, self._cache)
         last = work.batch.rows.start + work.batch.rows.length - 1
         sampling, beams = work.sampling, work.beams
         tensors: list[Tensor] = []
-        if sampling is not None and work.lanes is not None:
-            drawn = draw(model, hidden.index_select(0, last[sampling.rows]), sampling)
+        if sampling is not None:
+            drawn = draw(model, hidden.index_select(0, last[sampling.rows]), sampling.how)
             # One beyond the vocabulary is of a row that will be rejected, but may be read before that.
-            self._last_tokens[work.lanes] = drawn.tokens.clamp(max=model.target_vocab_size - 1).int()
+            self._lanes.last_token[sampling.lanes] = drawn.tokens.clamp(max=model.target_vocab_size - 1).int()
             tensors += drawn.tensors
         told, vocabulary = len(tensors), 0
         if beams is not None:
@@ -124,7 +123,7 @@ class Runner:
             tensors += continue_beams(logits, beams)
 
         def chosen(arrays: list[NDArray[Any]]) -> Chosen:
-            made = choices(arrays[:told], sampling) if sampling is not None else []
+            made = choices(arrays[:told], sampling.how) if sampling is not None else []
             found = continuations(arrays[told:], vocabulary)
             return Chosen(list(zip(work.sampled, made, strict=True)), list(zip(work.searches, found, strict=True)))
 
@@ -132,6 +131,7 @@ class Runner:
 
     def recover(self) -> None:
         """Prepares for the next batch after one has failed. Raises torch.AcceleratorError if the device is lost."""
+        self._lanes.forget()
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)  # what a kernel did wrong shows here
             torch.cuda.empty_cache()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,8 +10,14 @@ import torch
 
 from tercet.kernels import sample
 from tercet.server.engine.likelihood import Likelihood, likelihood, token_logprobs
-from tercet.server.engine.processors import Processors, pack_processors, process, unpack_processors
-from tercet.server.wire import Sampling
+from tercet.server.engine.processors import (
+    Change,
+    Processors,
+    is_processed,
+    pack_processors,
+    process,
+    unpack_processors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,9 +25,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from tercet.server.engine.lanes import Draws
     from tercet.server.engine.sequence import Sequence as Row
     from tercet.server.models import Model
-    from tercet.server.wire import TokenLogprob
+    from tercet.server.wire import Sampling, TokenLogprob
 
 INT32_MAX = 2**31 - 1
 TYPICAL_ROWS = 16
@@ -66,17 +73,15 @@ class Told:
 class SamplingRows:
     """How the `N` rows of a batch that choose a token do it."""
 
-    rows: Tensor
-    """int32 [N]: which rows of the batch they are."""
     filters: Filters
     """As the `sample` kernel takes them; all off for rows of `typical`."""
     seed: Tensor
     sample: Tensor
     position: Tensor
     """As the `sample` kernel takes them, [N]."""
-    processors: Processors
-    typical: Typical | None
-    told: Told | None
+    processors: Processors = field(default_factory=dict[str, Change])
+    typical: Typical | None = None
+    told: Told | None = None
 
 
 class Drawn(NamedTuple):
@@ -98,38 +103,49 @@ Choice = tuple[int, "TokenLogprob | None"]
 logits; None where nobody asked."""
 
 
-def pack_sampling(put: Callable[..., None], sequences: Sequence[Row], rows: list[int]) -> None:
-    """Puts the sampling parameters of `sequences`, which are `rows` of the batch, into the batch's buffer."""
+def filters_of(settings: Sampling) -> tuple[float, int, float, float]:
+    """Temperature, top_k, top_p and min_p as the `sample` kernel takes them, which rows of `Typical` draw without."""
+    if _is_typical(settings):
+        return 1.0, 0, 1.0, 0.0
+    return settings.temperature, min(settings.top_k, INT32_MAX), settings.top_p, settings.min_p
+
+
+def is_plain(settings: Sampling) -> bool:
+    """Whether a row needs nothing but its filters to draw."""
+    return not (settings.logprobs or _is_typical(settings) or is_processed(settings))
+
+
+def pack_sampling(put: Callable[..., None], sequences: Sequence[Row]) -> None:
+    """Puts what rows need beside their filters into the batch's buffer."""
     settings = [sequence.request.sampling for sequence in sequences]
-    put("sampling_rows", rows)
-    put("seed", [s.seed for s in settings], "Q")
-    put("sample", [sequence.sample for sequence in sequences])
     put("position", [sequence.length for sequence in sequences])
     pack_processors(put, sequences)
     typical = [row for row, s in enumerate(settings) if _is_typical(s)]
     if typical:
         put("typical_rows", typical)
         put("typical_mass", [settings[row].typical_p for row in typical], "f")
-        _put_filters(put, "typical_", [settings[row] for row in typical])
-    _put_filters(put, "", [_DRAW if _is_typical(s) else s for s in settings] if typical else settings)
+        put("typical_temperature", [settings[row].temperature for row in typical], "f")
+        put("typical_top_k", [min(settings[row].top_k, INT32_MAX) for row in typical])
+        put("typical_top_p", [settings[row].top_p for row in typical], "f")
+        put("typical_min_p", [settings[row].min_p for row in typical], "f")
     told = [row for row, s in enumerate(settings) if s.logprobs]
     if told:
         put("told_rows", told)
 
 
-def unpack_sampling(views: dict[str, Tensor], sequences: Sequence[Row]) -> SamplingRows:
-    """What `pack_sampling` put there for `sequences`, on the device."""
+def unpack_sampling(views: dict[str, Tensor], sequences: Sequence[Row], draws: Draws) -> SamplingRows:
+    """How `sequences` draw by what `pack_sampling` put there of them, on the device."""
     typical = told = None
     if "typical_rows" in views:
-        typical = Typical(views["typical_rows"], _filters(views, "typical_"), views["typical_mass"])
+        filters = Filters(*(views[f"typical_{name}"] for name in Filters._fields))
+        typical = Typical(views["typical_rows"], filters, views["typical_mass"])
     if "told_rows" in views:
         settings = [sequence.request.sampling for sequence in sequences]
         told = Told(views["told_rows"], [s.top_logprobs if s.logprobs else None for s in settings])
     return SamplingRows(
-        rows=views["sampling_rows"],
-        filters=_filters(views, ""),
-        seed=views["seed"],
-        sample=views["sample"],
+        filters=draws.filters,
+        seed=draws.seed,
+        sample=draws.sample,
         position=views["position"],
         processors=unpack_processors(views),
         typical=typical,
@@ -212,19 +228,5 @@ def keep_typical(scores: Tensor, filters: Filters, typical_p: Tensor) -> Tensor:
     return scores.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
 
 
-_DRAW = Sampling(max_new_tokens=0, temperature=1.0)  # from whatever is left
-
-
 def _is_typical(settings: Sampling) -> bool:
     return settings.typical_p < 1 and settings.temperature > 0
-
-
-def _put_filters(put: Callable[..., None], name: str, settings: Sequence[Sampling]) -> None:
-    put(f"{name}temperature", [s.temperature for s in settings], "f")
-    put(f"{name}top_k", [min(s.top_k, INT32_MAX) for s in settings])
-    put(f"{name}top_p", [s.top_p for s in settings], "f")
-    put(f"{name}min_p", [s.min_p for s in settings], "f")
-
-
-def _filters(views: dict[str, Tensor], name: str) -> Filters:
-    return Filters(*(views[f"{name}{field}"] for field in Filters._fields))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-_DTYPES = {"i": torch.int32, "f": torch.float32, "Q": torch.int64}  # array type codes; Q is moved as its bit pattern
+_DTYPES = {"i": torch.int32, "f": torch.float32, "q": torch.int64}  # by array's type codes
 _NUMPY = {torch.int32: np.int32, torch.int64: np.int64, torch.float32: np.float32}
 _ALIGNMENT = 16  # bytes, what Triton loads at once
 
@@ -28,8 +28,8 @@ class PackedBuffer:
         self._bytes = bytearray()
         self._fields: dict[str, tuple[int, int, torch.dtype]] = {}
 
-    def put(self, name: str, values: Iterable[int] | Iterable[float], code: Literal["i", "f", "Q"] = "i") -> None:
-        """Appends a field: int32, float32 or unsigned 64-bit values."""
+    def put(self, name: str, values: Iterable[int] | Iterable[float], code: Literal["i", "f", "q"] = "i") -> None:
+        """Appends a field: int32, float32 or int64 values."""
         data = array(code, values)
         self._bytes += bytes(-len(self._bytes) % _ALIGNMENT)
         self._fields[name] = len(self._bytes), len(data) * data.itemsize, _DTYPES[code]
