@@ -166,9 +166,7 @@ def decoder_work(
     if continuing:
         pack_beams(buffer, continuing)
     if sampled:
-        pack_sampling(buffer.put, sampled)
-        buffer.put("sampling_rows", sampling_rows)
-        buffer.put("sampling_lanes", [sequence.lanes[0] for sequence in sampled] + [0] * (-len(sampled) % ALIGNED))
+        _put_sampling(buffer, sampled, sampling_rows)
     if unknown:
         buffer.put("unknown", unknown)
         buffer.put("unknown_lanes", unknown_lanes)
@@ -209,6 +207,12 @@ def decoder_work(
 def _pages(table: Tensor, lanes: Tensor, width: int) -> Tensor:
     """The first `width` pages of some lanes: int32 [lanes, width]."""
     return table[:, :width].index_select(0, lanes)
+
+
+def _put_sampling(buffer: PackedBuffer, sampled: list[Row], rows: list[int]) -> None:
+    pack_sampling(buffer.put, sampled)
+    buffer.put("sampling_rows", rows)
+    buffer.put("sampling_lanes", [sequence.lanes[0] for sequence in sampled] + [0] * (-len(sampled) % ALIGNED))
 
 
 def _sampling(views: dict[str, Tensor], sampled: list[Row], tables: Lanes) -> SampledRows:
