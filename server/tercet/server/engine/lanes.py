@@ -86,7 +86,7 @@ class Lanes:
         self._active = lanes
 
     def forget(self) -> None:
-        """Tells everything anew, but for tokens that the device alone knows: after a failure it may have missed some."""
+        """Tells everything anew, but for tokens that the device alone knows; it may have missed some."""
         self._places, self._values = array("q"), array("i")
         self._tell(ACTIVE * self._stride, [0] * self._stride)
         self._told, self._active = [None] * len(self._told), set()

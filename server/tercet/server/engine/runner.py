@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from tercet.server.engine.batch import decoder_work, encoder_work
 from tercet.server.engine.beam_rows import continuations, continue_beams
+from tercet.server.engine.decoder_batch import decoder_work
+from tercet.server.engine.encoder_batch import encoder_work
 from tercet.server.engine.sampler import choices, draw
 from tercet.server.engine.transfer import Download
 from tercet.server.models import Source
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tercet.server.engine.batch import Whole
     from tercet.server.engine.beam import BeamSearch, Continuations
+    from tercet.server.engine.encoder_batch import Whole
     from tercet.server.engine.lanes import Lanes
     from tercet.server.engine.reading import Answer, Part
     from tercet.server.engine.sampler import Choice

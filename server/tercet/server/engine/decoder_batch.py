@@ -1,0 +1,168 @@
+"""Batches of decoding rows and chunks of prompts: one packed buffer is moved once, all else is made on the device."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from tercet.server.engine.beam import BeamSearch
+from tercet.server.engine.beam_rows import BeamRows, Placed, key_rows, pack_beams, pack_key_rows, unpack_beams
+from tercet.server.engine.lanes import ALIGNED
+from tercet.server.engine.layout import Flat, put_rows
+from tercet.server.engine.pages import pages_of
+from tercet.server.engine.sampler import SamplingRows, pack_sampling, unpack_sampling
+from tercet.server.engine.transfer import PackedBuffer
+from tercet.server.models import DecoderBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from torch import Tensor
+
+    from tercet.server.engine.lanes import Lanes
+    from tercet.server.engine.scheduler import Chunk
+    from tercet.server.engine.sequence import Sequence as Row
+
+
+class SampledRows(NamedTuple):
+    """The rows of a decoder batch that choose a token, [N]."""
+
+    rows: Tensor
+    """int32: which of the batch they are."""
+    lanes: Tensor
+    """int32"""
+    how: SamplingRows
+
+
+@dataclass(frozen=True)
+class DecoderWork:
+    """A decoder batch and the rows of it that choose a token."""
+
+    batch: DecoderBatch
+    sampled: list[Row]
+    """Sequences that choose a token, since the batch has their last one."""
+    sampling: SampledRows | None
+    """Theirs; None if there are none."""
+    searches: list[BeamSearch]
+    """Those that choose how their beams go on."""
+    beams: BeamRows | None
+    copies: int
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What a batch takes of its sequences, on the host."""
+
+    rows: list[Row] = field(default_factory=list["Row"])
+    lengths: array[int] = field(default_factory=lambda: array("i"))
+    ends: array[int] = field(default_factory=lambda: array("i"))
+    """Tokens in the cache once the batch's are."""
+    ids: array[int] = field(default_factory=lambda: array("i"))
+    unknown: array[int] = field(default_factory=lambda: array("i"))
+    """Places among the ids of tokens that the device alone knows,"""
+    unknown_lanes: array[int] = field(default_factory=lambda: array("i"))
+    """and the lanes where they are."""
+    sampled: list[Row] = field(default_factory=list["Row"])
+    sampling_rows: list[int] = field(default_factory=list[int])
+    searches: list[Placed] = field(default_factory=list[Placed])
+
+
+def decoder_work(
+    chunks: Sequence[Chunk], tables: Lanes, *, page_size: int, padded: bool, device: torch.device
+) -> DecoderWork:
+    """One batch of decoding rows and chunks of prompts alike: each row is the next tokens of a sequence."""
+    taken = _take(chunks)
+    rows, lengths, sampled = taken.rows, taken.lengths, taken.sampled
+    sources = [len(row.request.source) for row in rows]
+    buffer = PackedBuffer()
+    put_rows(buffer, "", lengths)
+    buffer.put("kv_length", taken.ends)
+    buffer.put("token_ids", taken.ids)
+    buffer.put("lanes", [row.lanes[0] for row in rows])
+    tables.update(rows)
+    tables.put(buffer)
+    crossed = any(sources)
+    if crossed:
+        buffer.put("cross_length", sources)
+    pack_key_rows(buffer, taken.searches)
+    continuing = [placed for placed in taken.searches if placed.length == placed.search.remaining]
+    if continuing:
+        pack_beams(buffer, continuing)
+    if sampled:
+        _put_sampling(buffer, sampled, taken.sampling_rows)
+    if taken.unknown:
+        buffer.put("unknown", taken.unknown)
+        buffer.put("unknown_lanes", taken.unknown_lanes)
+    views = buffer.upload(device)
+    tables.take(views)
+    if taken.unknown:
+        views["token_ids"][views["unknown"]] = tables.last_token[views["unknown_lanes"]]
+    tables.length[views["lanes"]] = views["kv_length"]
+
+    flat = Flat(views["start"], views["length"], lengths, padded=padded)
+    table = _pages(tables.page_table, views["lanes"], max(len(row.pages) for row in rows))
+    positions = flat.index + (views["kv_length"] - views["length"])[flat.row]
+    batch = DecoderBatch(
+        token_ids=flat.place(views["token_ids"]),
+        positions=flat.place(positions),
+        rows=flat.rows,
+        slots=flat.place(flat.slots(table, positions, page_size), padding=-1),
+        kv_length=views["kv_length"],
+        page_table=table,
+        longest_kv=max(taken.ends),
+        key_rows=key_rows(views, len(rows), max(taken.ends)),
+        cross_page_table=_pages(tables.cross_page_table, views["lanes"], pages_of(max(sources), page_size))
+        if crossed
+        else None,
+        cross_length=views["cross_length"] if crossed else None,
+        longest_cross=max(sources),
+    )
+    return DecoderWork(
+        batch,
+        sampled=sampled,
+        sampling=_sampling(views, sampled, tables) if sampled else None,
+        searches=[search for _, search, _ in continuing],
+        beams=unpack_beams(views, continuing) if continuing else None,
+        copies=buffer.copies,
+    )
+
+
+def _pages(table: Tensor, lanes: Tensor, width: int) -> Tensor:
+    """The first `width` pages of some lanes: int32 [lanes, width]."""
+    return table[:, :width].index_select(0, lanes)
+
+
+def _put_sampling(buffer: PackedBuffer, sampled: list[Row], rows: list[int]) -> None:
+    pack_sampling(buffer.put, sampled)
+    buffer.put("sampling_rows", rows)
+    buffer.put("sampling_lanes", [sequence.lanes[0] for sequence in sampled] + [0] * (-len(sampled) % ALIGNED))
+
+
+def _sampling(views: dict[str, Tensor], sampled: list[Row], tables: Lanes) -> SampledRows:
+    draws = tables.draws_of(views["sampling_lanes"], len(sampled))
+    how = unpack_sampling(views, sampled, draws)
+    return SampledRows(views["sampling_rows"], views["sampling_lanes"][: len(sampled)], how)
+
+
+def _take(chunks: Sequence[Chunk]) -> _Taken:
+    taken = _Taken()
+    for sequence, length in chunks:
+        if isinstance(sequence, BeamSearch):
+            taken.searches.append(Placed(len(taken.rows), sequence, length))
+        elif length == sequence.remaining:
+            taken.sampled.append(sequence)
+            taken.sampling_rows.append(len(taken.rows))
+        end = sequence.computed + length
+        for row in sequence.rows():
+            taken.rows.append(row)
+            taken.lengths.append(length)
+            taken.ends.append(end)
+            if end > len(row.tokens):
+                taken.unknown.append(len(taken.ids))
+                taken.unknown_lanes.append(row.lanes[0])
+                taken.ids.append(0)
+            else:
+                taken.ids.extend(row.tokens[end - length : end])
+    return taken

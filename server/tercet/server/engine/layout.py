@@ -1,0 +1,59 @@
+"""Where the tokens of a batch lie: one row after another, or each row padded to the longest."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import torch
+
+from tercet.kernels import pad
+from tercet.server.models import Rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from tercet.server.engine.transfer import PackedBuffer
+
+
+class Flat:
+    """The tokens of a batch on the device: where each is in its row, and their place in padded or packed storage."""
+
+    def __init__(self, start: Tensor, length: Tensor, lengths: Sequence[int], *, padded: bool) -> None:
+        rows, tokens, longest = len(lengths), sum(lengths), max(lengths)
+        each = torch.arange(rows, dtype=torch.int32, device=start.device)
+        self.row = torch.repeat_interleave(each, length, output_size=tokens)
+        """int32 [packed tokens]: the row of each token."""
+        self.index = torch.arange(tokens, dtype=torch.int32, device=start.device) - start[self.row]
+        """int32 [packed tokens]: the index of each token in its row."""
+        self._start, self._length, self._padded = start, length, padded
+        self.rows = Rows(
+            start=each * longest if padded else start,
+            length=length,
+            longest=longest,
+            tokens=rows * longest if padded else tokens,
+        )
+
+    def slots(self, page_table: Tensor, positions: Tensor, page_size: int) -> Tensor:
+        """Where each packed token's key and value go."""
+        page = page_table[self.row, positions // page_size]
+        return page * page_size + positions % page_size
+
+    def place(self, packed: Tensor, padding: int = 0) -> Tensor:
+        """Packed values as the batch stores them; the padding is written here, on the device."""
+        if not self._padded:
+            return packed
+        return pad(packed, self._start, self._length, longest=self.rows.longest, value=padding)
+
+
+def starts(lengths: Sequence[int]) -> list[int]:
+    """Where packed rows begin."""
+    return list(accumulate(lengths[:-1], initial=0))
+
+
+def put_rows(buffer: PackedBuffer, prefix: str, lengths: Sequence[int]) -> None:
+    """Puts where packed rows lie into a batch's buffer."""
+    buffer.put(f"{prefix}length", lengths)
+    buffer.put(f"{prefix}start", starts(lengths))
