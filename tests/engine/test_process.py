@@ -10,7 +10,7 @@ import pytest
 
 from support.checkpoints import VOCAB_SIZE, tiny_llama
 from support.engine import generate
-from support.engine_process import engine_process
+from support.engine_process import engine_process, outputs_of
 from tercet.server import frames, wire
 from tercet.server.wire import Embed
 
@@ -106,7 +106,7 @@ def test_front_ends_hear_what_they_asked_alone_and_may_leave(checkpoint):
         assert step.pages_used < used
         for _, answers, first in ends[1:]:
             for _ in range(3):
-                assert {output.id for output in answers.next().outputs} <= {first, first + 1}
+                assert {output.id for output in outputs_of(answers.next())} <= {first, first + 1}
         ends[1][0].sendall(b"\x01\x00\x00\x00\xff")
         while (step := engine.receive()).running > 2:
             pass

@@ -29,7 +29,7 @@ def begin(checkpoints: dict[str, Path]) -> Callable[..., tuple[Outputs, Cancelle
     def begin(n: int = 1, stop: tuple[str, ...] = ()) -> tuple[Outputs, Cancelled]:
         cancelled: Cancelled = []
         channel = SimpleNamespace(
-            cancel=cancelled.extend, cancel_sample=lambda id, sample: cancelled.append((id, sample))
+            arrived=1.0, cancel=cancelled.extend, cancel_sample=lambda id, sample: cancelled.append((id, sample))
         )
         call = SimpleNamespace(model="m", stage="queued", started=0.0)
         message = wire.Generate(id=7, token_ids=[5], sampling=wire.Sampling(max_new_tokens=9), n=n)

@@ -53,6 +53,16 @@ class _Messages:
         self._received += map(self._decoder.decode, self._frames.feed(data))
 
 
+def outputs_of(answers):
+    """What a step brought, the tokens that came in columns too."""
+    columns = answers.next_tokens
+    if columns is None:
+        return answers.outputs
+    samples = columns.samples or [0] * len(columns.ids)
+    rows = zip(columns.ids, samples, columns.token_ids, strict=True)
+    return [*(wire.Tokens(id=id, sample=sample, token_ids=[token]) for id, sample, token in rows), *answers.outputs]
+
+
 class EngineProcess:
     """Speaks `wire` with one engine."""
 
@@ -105,7 +115,7 @@ class EngineProcess:
 
     def outputs(self):
         """What the next step with answers brought."""
-        return self._answers.next().outputs
+        return outputs_of(self._answers.next())
 
     def answers(self, *messages, count):
         """Sends requests; what came of them once `count` have ended, each sample by itself, and the steps till then."""

@@ -39,6 +39,10 @@ class Receiver(Protocol):
         """Takes one answer. True where the request of its id needs no more."""
         ...
 
+    def receive_token(self, sample: int, token_id: int) -> bool:
+        """Takes the next token of a sample of one request, of those in columns. True as in `receive`."""
+        ...
+
     def lose(self) -> None:
         """The engine died; nothing more will come."""
         ...
@@ -98,6 +102,8 @@ class Channel(Link[wire.ToFrontEnd]):
         """`on_welcome`: the engine takes requests now."""
         super().__init__(frames.to_front_end_decoder, self._hear, lambda: self._end(on_lost))
         self.pending = Pending()
+        self.arrived = 0.0
+        """time.monotonic() at which the newest answers came."""
         self._incarnation = incarnation
         self._on_welcome = on_welcome
         self._waiting: dict[int, tuple[Receiver, int, int]] = {}  # id -> receiver, sequences, tokens
@@ -149,24 +155,39 @@ class Channel(Link[wire.ToFrontEnd]):
             self._ids = itertools.count(message.first_id)
             self._on_welcome(self)
         else:
+            self.arrived = time.monotonic()
+            if message.next_tokens is not None:
+                self._deliver_tokens(message.next_tokens)
             self._deliver(message.outputs)
+            self.pending.step()
 
     def _deliver(self, outputs: Sequence[wire.Output]) -> None:
+        """Gives answers to their receivers. One that can't take its answer fails alone."""
         for output in outputs:
             entry = self._waiting.get(output.id)  # None: cancelled while the answer was on its way
-            if entry is not None:
-                self._hand(output, entry[0])
-        self.pending.step()
+            try:
+                if entry is not None and entry[0].receive(output):
+                    self._forget(output.id)
+            except Exception:
+                self._give_up(output.id)
 
-    def _hand(self, output: wire.Output, receiver: Receiver) -> None:
-        """Gives an answer to its receiver. One that can't take it fails alone."""
-        try:
-            if receiver.receive(output):
-                self._forget(output.id)
-        except Exception:
-            log.exception("an answer can't be read", extra=fields(id=output.id))
-            self.cancel([output.id])
-            receiver.receive(wire.Rejected(id=output.id, reason="internal", message=_UNREADABLE))
+    def _deliver_tokens(self, tokens: wire.NextTokens) -> None:
+        waiting = self._waiting
+        samples = tokens.samples or itertools.repeat(0, len(tokens.ids))
+        for id, sample, token_id in zip(tokens.ids, samples, tokens.token_ids, strict=True):
+            entry = waiting.get(id)
+            try:
+                if entry is not None and entry[0].receive_token(sample, token_id):
+                    self._forget(id)
+            except Exception:
+                self._give_up(id)
+
+    def _give_up(self, id: int) -> None:
+        """An answer could not be taken."""
+        log.exception("an answer can't be read", extra=fields(id=id))
+        receiver, *_ = self._waiting[id]
+        self.cancel([id])
+        receiver.receive(wire.Rejected(id=id, reason="internal", message=_UNREADABLE))
 
     def _forget(self, id: int) -> bool:
         entry = self._waiting.pop(id, None)

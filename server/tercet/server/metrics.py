@@ -8,6 +8,7 @@ words of fixed lists.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from importlib import metadata
 from typing import TYPE_CHECKING, get_args
 
@@ -18,11 +19,11 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     Info,
     disable_created_metrics,
     start_http_server,
 )
+from prometheus_client import Histogram as PrometheusHistogram
 
 from tercet.server import wire
 
@@ -35,6 +36,38 @@ _DURATION = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1,
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
 _TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 _POWERS = tuple(2.0**i for i in range(15))
+
+
+class Histogram(PrometheusHistogram):
+    """One that takes many equal values at once."""
+
+    def observe_all(self, amount: float, count: int) -> None:
+        """As `observe`, `count` times."""
+        self._sum.inc(amount * count)
+        self._buckets[bisect_left(self._upper_bounds, amount)].inc(count)
+
+
+class TokenGaps:
+    """Times between the tokens of one model. Those of a step's rows are mostly the same, and are observed together."""
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._arrived = 0.0
+        self._gaps: dict[float, int] = {}
+
+    def add(self, arrived: float, since: float, tokens: int) -> None:
+        """Tokens that arrived together, where the one before them had arrived at `since`; in order of arrival."""
+        if arrived != self._arrived:
+            self.flush()
+            self._arrived = arrived
+        gap = (arrived - since) / tokens
+        self._gaps[gap] = self._gaps.get(gap, 0) + tokens
+
+    def flush(self) -> None:
+        """Observes what was added."""
+        for gap, tokens in self._gaps.items():
+            self._histogram.observe_all(gap, tokens)
+        self._gaps.clear()
 
 
 class Metrics:
@@ -61,6 +94,7 @@ class Metrics:
             "time_per_output_token_seconds", "Mean time of each token after an output's first.", _TOKEN, "model"
         )
         self.inter_token = self._histogram("inter_token_latency_seconds", "Between tokens.", _TOKEN, "model")
+        self._token_gaps: dict[str, TokenGaps] = {}
         self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Of one sequence.", _POWERS, "model")
         self.request_generated_tokens = self._histogram("request_generated_tokens", "Of one output.", _POWERS, "model")
 
@@ -98,6 +132,12 @@ class Metrics:
         )
         build = Info("tercet_build", "Version of the server.", registry=self.registry)
         build.info({"version": metadata.version("tercet")})
+
+    def token_gaps(self, model: str) -> TokenGaps:
+        """What gathers the inter-token latencies of a model."""
+        if model not in self._token_gaps:
+            self._token_gaps[model] = TokenGaps(self.inter_token.labels(model))
+        return self._token_gaps[model]
 
     def serve(self, host: str, port: int) -> int:
         """Serves /metrics from a thread of its own; gives the bound port. Raises OSError where it can't be bound."""

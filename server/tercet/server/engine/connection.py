@@ -20,7 +20,7 @@ import msgspec
 
 from tercet.server import frames
 from tercet.server.logs import fields
-from tercet.server.wire import Answers, Welcome
+from tercet.server.wire import Answers, NextTokens, Tokens, Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -136,7 +136,7 @@ class Connections:
         for output in outputs:
             asked[output.id >> _ID_BITS].append(output)
         for number, answers in asked.items():
-            self._send(number, Answers(incarnation=self._incarnation, outputs=answers))
+            self._send(number, _answers(self._incarnation, answers))
 
     def receive(self, *, wait: bool) -> list[ToEngine | Gone]:
         """What has arrived since; with `wait`, an event is waited for, which may bring nothing."""
@@ -203,6 +203,29 @@ class Connections:
         self._selector.unregister(connection.socket)
         connection.socket.close()
         self._gone.append(Gone(range(number << _ID_BITS, (number + 1) << _ID_BITS)))
+
+
+def _answers(incarnation: int, outputs: list[Output]) -> Answers:
+    """The message of one step, where tokens that bring nothing else go in columns: they are most of all messages."""
+    ids: list[int] = []
+    samples: list[int] = []
+    token_ids: list[int] = []
+    others: list[Output] = []
+    for output in outputs:
+        if (
+            isinstance(output, Tokens)
+            and output.finish_reason is None
+            and output.logprobs is None
+            and output.score is None
+            and len(output.token_ids) == 1
+        ):
+            ids.append(output.id)
+            samples.append(output.sample)
+            token_ids += output.token_ids
+        else:
+            others.append(output)
+    columns = NextTokens(ids=ids, samples=samples if any(samples) else [], token_ids=token_ids) if ids else None
+    return Answers(incarnation=incarnation, outputs=others, next_tokens=columns)
 
 
 def exit_at_once(code: int) -> None:

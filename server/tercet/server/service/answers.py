@@ -90,6 +90,10 @@ class Answers(Generic[Answer]):
             self._done.set()
         return True
 
+    def receive_token(self, sample: int, token_id: int) -> bool:
+        """No question is answered with tokens."""
+        raise TypeError("the engine answered with a token")
+
     def lose(self) -> None:
         """The engine died."""
         self._lost = True

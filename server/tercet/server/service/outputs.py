@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
 from tercet.server import wire
@@ -23,10 +22,10 @@ if TYPE_CHECKING:
 class Piece:
     """What is new of one output since it was last taken."""
 
-    __slots__ = ("finish_reason", "logprobs", "score", "text", "token_ids")
+    __slots__ = ("_texts", "finish_reason", "logprobs", "score", "token_ids")
 
     def __init__(self) -> None:
-        self.text = ""
+        self._texts: list[str] = []
         self.token_ids: list[int] = []
         self.logprobs: list[wire.TokenLogprob] = []
         """One a token, where asked for."""
@@ -34,12 +33,24 @@ class Piece:
         self.score: float | None = None
         """Of a beam."""
 
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self._texts[0] if len(self._texts) == 1 else "".join(self._texts)
+
+    def add_text(self, text: str) -> None:
+        """More of it."""
+        if text:
+            self._texts.append(text)
+
     def __bool__(self) -> bool:
-        return bool(self.text or self.token_ids or self.finish_reason)
+        return bool(self.token_ids or self.finish_reason or self._texts)
 
 
 class _Sample:
     """One output as its tokens come."""
+
+    __slots__ = ("_decoder", "_matcher", "finished", "first_at", "last_at", "piece", "tokens")
 
     def __init__(
         self, tokenizer: Tokenizer, stop: Sequence[str], echo: Sequence[int], *, skip_special_tokens: bool
@@ -48,39 +59,46 @@ class _Sample:
         self._decoder = IncrementalDecoder(tokenizer, skip_special_tokens)
         self._matcher = StopMatcher(stop) if stop else None
         self.piece = Piece()
-        self.piece.text = self._decoder.push(echo)
+        self.piece.add_text(self._decoder.push(echo))
         self.tokens = 0
         self.first_at = self.last_at = 0.0
         self.finished = False
 
+    def add(self, token_id: int) -> bool:
+        """Takes a token. True where a stop string ended the output with it."""
+        self.piece.token_ids.append(token_id)
+        self.tokens += 1
+        text = self._decoder.add(token_id)
+        if self._append(text):
+            self._finish("stop")
+        return self.finished
+
     def push(self, output: wire.Tokens) -> bool:
         """Takes tokens. True where a stop string ended the output before the engine did."""
-        piece = self.piece
-        finish_reason = output.finish_reason
-        stopped = False
-        for place, id in enumerate(output.token_ids):
-            piece.token_ids.append(id)
-            piece.logprobs += (output.logprobs or ())[place : place + 1]
-            self.tokens += 1
-            stopped = self._append(self._decoder.push([id]))
-            if stopped:
+        for place, token_id in enumerate(output.token_ids):
+            self.piece.logprobs += (output.logprobs or ())[place : place + 1]
+            if self.add(token_id):
                 break
-        if finish_reason is not None and not stopped:
+        self.piece.score = output.score
+        if output.finish_reason is None:
+            return self.finished
+        if not self.finished:
             stopped = self._append(self._decoder.finish())
             if self._matcher is not None and not stopped:
-                piece.text += self._matcher.finish()
-        if stopped or finish_reason is not None:
-            piece.finish_reason = "stop" if stopped else finish_reason
-            piece.score = output.score
-            self.finished = True
-        return stopped and finish_reason is None
+                self.piece.add_text(self._matcher.finish())
+            self._finish("stop" if stopped else output.finish_reason)
+        return False
 
     def _append(self, text: str) -> bool:
         stopped = False
         if self._matcher is not None:
             text, stopped = self._matcher.push(text)
-        self.piece.text += text
+        self.piece.add_text(text)
         return stopped
+
+    def _finish(self, reason: wire.FinishReason) -> None:
+        self.piece.finish_reason = reason
+        self.finished = True
 
 
 class Outputs:
@@ -111,6 +129,7 @@ class Outputs:
         self._channel = channel
         self._exchange = exchange
         self._metrics = metrics
+        self._gaps = metrics.token_gaps(exchange.model)
         self._field = field
         self._samples = [
             _Sample(tokenizer, stop, echo, skip_special_tokens=skip_special_tokens) for _ in range(message.n)
@@ -133,7 +152,10 @@ class Outputs:
     def receive(self, output: wire.Output) -> bool:
         """New tokens of one output, or why there are no more."""
         if isinstance(output, wire.Tokens):
-            self._push(output)
+            sample = self._samples[output.sample]
+            if not sample.finished:  # a stop string may have ended it while these were on their way
+                self._time(sample, len(output.token_ids))
+                self._note(output.sample, sample, cut_short=sample.push(output))
         elif isinstance(output, wire.Cached):
             self.cached_tokens = output.tokens
             return False
@@ -143,6 +165,16 @@ class Outputs:
             self._error = InternalError(f"the engine answered with {type(output).__name__}")
         self._tell()
         return self.finished or self._error is not None
+
+    def receive_token(self, sample: int, token_id: int) -> bool:
+        """The next token of one output."""
+        of = self._samples[sample]
+        if not of.finished:
+            self._time(of, 1)
+            if of.add(token_id):
+                self._note(sample, of, cut_short=True)
+            self._tell()
+        return self.finished
 
     def lose(self) -> None:
         """The engine died."""
@@ -167,9 +199,10 @@ class Outputs:
 
     async def whole(self) -> list[Piece]:
         """Waits until every output has ended. Raises ServiceError."""
-        while not self.finished and self._error is None:
-            await self._news.wait()
-            self._news.clear()
+        self._news.clear()
+        self._tell = self._tell_end  # of tokens on the way nobody wants to hear
+        self._tell()
+        await self._news.wait()
         if self._error is not None:
             raise self._error
         return [sample.piece for sample in self._samples]
@@ -177,6 +210,7 @@ class Outputs:
     def close(self) -> None:
         """Stops what still runs, and counts the outputs that have ended."""
         self._channel.cancel([self.id])
+        self._gaps.flush()
         model = self._exchange.model
         for sample in self._samples:
             if sample.finished:
@@ -185,23 +219,23 @@ class Outputs:
                 mean = (sample.last_at - sample.first_at) / (sample.tokens - 1)
                 self._metrics.output_token.labels(model).observe(mean)
 
-    def _push(self, output: wire.Tokens) -> None:
-        sample = self._samples[output.sample]
-        if sample.finished:  # a stop string ended it while these were on their way
-            return
-        self._time(sample, len(output.token_ids))
-        if sample.push(output):
-            self._channel.cancel_sample(self.id, output.sample)
+    def _tell_end(self) -> None:
+        if self.finished or self._error is not None:
+            self._news.set()
+
+    def _note(self, index: int, sample: _Sample, *, cut_short: bool) -> None:
+        """Counts an output that has ended; `cut_short`: the engine does not know it yet."""
+        if cut_short:
+            self._channel.cancel_sample(self.id, index)
         if sample.finished:
             self._left -= 1
 
     def _time(self, sample: _Sample, tokens: int) -> None:
-        now = time.monotonic()
-        model = self._exchange.model
-        if not sample.tokens:
-            self._exchange.stage = "decode"
-            self._metrics.first_token.labels(model).observe(now - self._exchange.started)
-            sample.first_at = now
+        now = self._channel.arrived
+        if sample.tokens and tokens:
+            self._gaps.add(now, sample.last_at, tokens)
         elif tokens:
-            self._metrics.inter_token.labels(model).observe((now - sample.last_at) / tokens)
+            self._exchange.stage = "decode"
+            self._metrics.first_token.labels(self._exchange.model).observe(now - self._exchange.started)
+            sample.first_at = now
         sample.last_at = now

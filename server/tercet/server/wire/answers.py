@@ -124,6 +124,15 @@ class Tokens(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     have ended."""
 
 
+class NextTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """One new token of each of many samples, where there is nothing else to say of them: `Tokens` in columns."""
+
+    ids: list[int]
+    samples: list[int]
+    """Empty where all are 0."""
+    token_ids: list[int]
+
+
 class Cached(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """How much of one `Generate` was not read, since it was in pages; at most one, before the first `Tokens`."""
 
@@ -156,6 +165,8 @@ class Answers(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     incarnation: int
     outputs: list[Output]
+    next_tokens: NextTokens | None = None
+    """Come before the outputs."""
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):
