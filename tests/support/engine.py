@@ -16,6 +16,7 @@ from tercet.server.engine.sampler import pack_sampling, unpack_sampling
 from tercet.server.engine.transfer import PackedBuffer
 from tercet.server.engine.validation import limits_of
 from tercet.server.wire import (
+    Cached,
     Candidates,
     Embedding,
     EngineSettings,
@@ -65,11 +66,11 @@ def null_engine(family="decoder", *, max_length=64, heavy=None, head=None, **cha
     return engine_of(model, **changes), model
 
 
-def generate(key, ids, new_tokens, *, n=1, decoder_ids=(), eos_ids=(), stop_ids=(), deadline=None, **sampling):
+def generate(key, ids, new_tokens, *, n=1, decoder_ids=(), eos_ids=(), stop_ids=(), deadline=None, salt="", **sampling):
     """A `Generate`, greedy unless told otherwise."""
     return Generate(
         id=key, token_ids=list(ids), decoder_ids=list(decoder_ids), n=n, eos_ids=list(eos_ids), stop_ids=list(stop_ids),
-        deadline=deadline, sampling=Sampling(max_new_tokens=new_tokens, **sampling),
+        deadline=deadline, cache_salt=salt, sampling=Sampling(max_new_tokens=new_tokens, **sampling),
     )  # fmt: skip
 
 
@@ -108,6 +109,8 @@ class Answers:
     """id -> bytes of float32, of embeddings and of a head's outputs."""
     likely: dict = field(default_factory=dict)
     """id -> `Candidates` or `Scored`."""
+    cached: dict = field(default_factory=dict)
+    """id -> tokens that were found, where there were any."""
     rejected: dict = field(default_factory=dict)
     """id -> reason."""
     steps: list[StepResult] = field(default_factory=list)
@@ -133,6 +136,10 @@ class Answers:
                     self.vectors[key] = output.data
                 case Candidates(id=key) | Scored(id=key):
                     self.likely[key] = output
+                case Cached(id=key, tokens=tokens):
+                    if key in self.cached or any(known == key for known, _ in self.tokens):
+                        raise AssertionError("told of the cache late or twice")
+                    self.cached[key] = tokens
                 case Rejected(id=key):
                     self.rejected[key] = output.reason
 

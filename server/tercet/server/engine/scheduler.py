@@ -166,12 +166,12 @@ class Scheduler:
                 blocked = True
         encoder_budget = self._budget()
         for sequence in _by_length(whole):
-            length = sequence.request.longest
-            if length > encoder_budget.room:
-                return
             # What is only read needs neither pages nor a row for longer than this step, and so overtakes.
             if sequence.request.reading is None and (blocked or self.cache.is_coming(sequence)):
                 continue
+            length = sequence.request.longest
+            if length > encoder_budget.room:
+                return
             if not self._start(sequence, plan):
                 blocked = True
                 continue
