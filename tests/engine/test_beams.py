@@ -200,8 +200,11 @@ def test_stop_tokens_end_beams_too(generative):
     assert by_stop.reasons == {key: names[reason] for key, reason in by_eos.reasons.items()}
 
 
-@pytest.mark.parametrize(("layout", "pages"), [("packed", 200), ("padded", 200), ("packed", 24), ("padded", 24)])
-def test_beams_among_others(generative, layout, pages):
+@pytest.mark.parametrize(
+    ("layout", "pages", "ahead"),
+    [("packed", 200, True), ("padded", 200, False), ("packed", 24, False), ("padded", 24, True)],
+)
+def test_beams_among_others(generative, layout, pages, ahead):
     """Greedy and sampled requests and searches of unequal widths in one batch: each as alone. Few pages preempt."""
     family, ours, _ = generative
     start = START if family == "seq2seq" else []
@@ -214,7 +217,7 @@ def test_beams_among_others(generative, layout, pages):
         else:
             messages.append(ask(family, key, ids, beams=2 + key // 2))
     alone = [run(engine_of(ours), message) for message in messages]
-    engine = engine_of(ours, layout=layout, pages=pages, max_batch_tokens=48, max_rows=9)
+    engine = engine_of(ours, layout=layout, pages=pages, max_batch_tokens=48, max_rows=9, ahead=ahead)
     answers = run(engine, *messages)
     for single in alone:
         for key, tokens in single.tokens.items():
@@ -226,6 +229,18 @@ def test_beams_among_others(generative, layout, pages):
     assert answers.steps[-1].pages_used == 0
     assert all(stats.rows <= 9 and stats.real_tokens + stats.padding_tokens <= 48 for stats in answers.stats)
     assert max(stats.rows for stats in answers.stats) >= 8
+
+
+def test_no_step_of_a_search_waits_for_the_one_before(generative):
+    """A search that ends before its limit is over one pass before the host knows it."""
+    family, ours, _ = generative
+    ids = random_ids(9, 4)
+    search = ask(family, 1, ids, beams=3, eos=list(range(9, 150)), early_stopping=True)
+    in_turn, ahead = (run(engine_of(ours, ahead=ahead), search) for ahead in (False, True))
+    assert ahead.tokens == in_turn.tokens
+    assert beams_of(ahead, 1)[1] == beams_of(in_turn, 1)[1]
+    assert len(ahead.stats) == len(in_turn.stats) + 1
+    assert ahead.steps[-1].pages_used == 0
 
 
 INTERPRETED = """

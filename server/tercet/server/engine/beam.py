@@ -5,24 +5,19 @@ best continuations of a step can all be of one beam: nothing is copied then, but
 holds the keys of each of its tokens, and attention reads them there (`key_rows`). Full pages of the prompt are held
 once; behind them every row has pages of its own, and only it writes there.
 
-What decides about beams are tensors of a few elements, on the host as long as the scheduler asks for the outcome of
-each step.
+What decides about beams is on the device (`beam_rows`), so that no launch waits for it. The host follows one step
+behind: it keeps the texts, and knows when the search is over.
 """
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
-
-import torch
 
 from tercet.server.engine.sequence import Sequence, generation_request
 from tercet.server.wire import Tokens
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tercet.server.engine.sequence import Request
     from tercet.server.wire import Family, FinishReason, Generate
 
@@ -31,15 +26,27 @@ NEVER = -1e9
 the sum is the same for all of them."""
 
 
-class Continuations(NamedTuple):
-    """The best continuations of a request's beams, best first."""
+class Continuation(NamedTuple):
+    """What a step made of a search, as the device decided it."""
 
-    scores: Tensor
-    """float32 [candidates]: sums of log probabilities."""
-    beams: list[int]
-    """The beams that they continue."""
+    best: float
+    """The score of the best candidate, not a number if any is none."""
+    scores: list[float]
+    """Of the beams that run."""
+    finished_scores: list[float]
+    """Of the places for finished ones."""
+    parents: list[int]
+    """The beams that those which run continue."""
     tokens: list[int]
     """What they continue them with."""
+    finished: list[int]
+    """What is in each place now: what was in a place, or from the number of places on, a candidate."""
+    ended: list[int]
+    """Whether there is a finished beam in each place."""
+    candidates: list[tuple[int, int]]
+    """The beam and the token of the best continuations, best first."""
+    over: bool
+    """Whether the search is."""
 
 
 @dataclass(frozen=True)
@@ -65,26 +72,27 @@ class BeamSearch(Sequence):
         ends = request.eos_ids | request.stop_ids
         self.candidates: int = max(2, 1 + len(ends)) * beams
         """So many that enough beams go on however many end; of a small vocabulary there may be fewer."""
-        self.scores = torch.tensor([0.0] + [NEVER] * (beams - 1))
-        """float32 [beams]: of the running ones. They start alike, so all but the first are kept out."""
+        self.ends = sorted(ends)
+        """Tokens that end a text."""
+        self.scores = [0.0] + [NEVER] * (beams - 1)
+        """Of the running ones. They start alike, so all but the first are kept out."""
+        self.finished_scores = [NEVER] * beams
+        """Of the places for finished ones."""
+        self.ended = [0] * beams
+        """Whether there is one in each place."""
+        self.untold = True
+        """Whether the device has yet to hear of its beams."""
+        self._dealt: list[list[int]] = [[] for _ in range(beams)]  # the pages of each
         self._answers = answers
-        self._ends = ends
         self._shared = len(request.prompt) // page_size
-        self._first_own = self._shared * page_size
+        self.first_own = self._shared * page_size
+        """The position from which on beams have pages of their own, and read each other's."""
         self._finished = [Hypothesis([], "length")] * beams
-        self._finished_scores = torch.full((beams,), NEVER)
-        self._is_finished = torch.zeros(beams, dtype=torch.bool)
-        self._improvable = True
-        beginning = array("i", [0] * (len(request.prompt) - self._first_own))
-        self._become([(list(request.prompt), beginning) for _ in range(beams)])
-
-    @property
-    def awaited(self) -> bool:
-        return True
+        self._become([list(request.prompt) for _ in range(beams)])
 
     @property
     def common(self) -> int:
-        return self._first_own
+        return self.first_own
 
     @property
     def widest(self) -> int:
@@ -93,13 +101,50 @@ class BeamSearch(Sequence):
     @property
     def width(self) -> int:
         """One row reads the prompt: until the first tokens are chosen all of it, else its shared pages."""
-        return self.widest if self.generated and self.computed >= self._first_own else 1
+        return self.widest if self._branched and self.computed >= self.first_own else 1
 
     @property
     def stretch(self) -> int:
-        if self.generated and self.computed < self._first_own:
-            return self._first_own - self.computed
+        if self._branched and self.computed < self.first_own:
+            return self.first_own - self.computed
         return self.remaining
+
+    @property
+    def behind(self) -> int:
+        """Tokens behind the shared pages."""
+        return self.length - self.first_own
+
+    @property
+    def first_holders(self) -> list[int]:
+        """For each beam the one that holds what is behind the shared pages, where it starts or starts again."""
+        return list(range(self.widest)) if self._branched else [0] * self.widest
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether the next token is the last."""
+        return self.length + 1 >= self.request.limit
+
+    @property
+    def divisor(self) -> float:
+        """What the score of a text that ends with the next token is divided by."""
+        return self._next**self.request.sampling.length_penalty
+
+    @property
+    def best_divisor(self) -> float:
+        """What the best score that a running beam can still get is divided by, as `early_stopping` has it."""
+        early, penalty = self.request.sampling.early_stopping, self.request.sampling.length_penalty
+        longest = self.request.limit - len(self.request.prompt) if early == "never" and penalty > 0 else self._next
+        return longest**penalty
+
+    @property
+    def _next(self) -> int:
+        """Tokens generated once the next is."""
+        return self.length - len(self.request.prompt) + 1
+
+    @property
+    def _branched(self) -> bool:
+        """Whether the beams differ."""
+        return self._next > 1
 
     def page_count(self, page_size: int) -> int:
         return self._shared + self.widest * (super().page_count(page_size) - self._shared)
@@ -107,82 +152,55 @@ class BeamSearch(Sequence):
     def rows(self) -> list[Sequence]:
         """Those of the next batch; the pages behind the prompt's are dealt out to all of them in turn."""
         for beam, row in enumerate(self._beams):
-            row.pages = self.pages[: self._shared] + self.pages[self._shared + beam :: self.widest]
-            row.lanes = self.lanes[beam : beam + 1]
+            own = self.pages[self._shared + beam :: self.widest]
+            row.pages = self._dealt[beam]  # the same list as long as it runs, which only grows
+            row.pages += (self.pages[: self._shared] + own)[len(row.pages) :]
+            row.lanes, row.drawn = self.lanes[beam : beam + 1], self.drawn
         return self._beams[: self.width]
-
-    def holders(self) -> tuple[int, list[array[int]]]:
-        """From which position on beams read each other's pages, and the beam that holds each token from there on."""
-        return self._first_own, self._holders
 
     def restart(self, computed: int) -> None:
         """Starts from so many tokens in pages; what a beam then reads lies in its own pages."""
         super().restart(computed)
-        if self.generated:
-            behind = len(self.tokens) - self._first_own
-            self._holders = [array("i", [beam]) * behind for beam in range(self.widest)]
+        self.untold = True
+        self._dealt = [[] for _ in self._beams]
 
-    def advance(self, candidates: Continuations) -> bool:
-        """Continues the beams; whether the search is over (`_beam_search` of transformers' generation/utils.py)."""
-        request, beams = self.request, self.widest
-        generated = self.generated + 1
-        at_limit = len(self.tokens) + 1 >= request.limit
-        ends = torch.tensor([at_limit or token in self._ends for token in candidates.tokens])
-        self._finish(candidates, ends, generated)
+    def draw(self) -> None:
+        """Counts the tokens that are being chosen, of which the device has heard now."""
+        super().draw()
+        self.untold = False
 
-        running = candidates.scores + ends * NEVER
-        chosen = running.topk(beams).indices
-        self.scores = running[chosen]
-        heritage: list[tuple[list[int], array[int]]] = []
-        for beam, place in enumerate(chosen.tolist()):
-            parent = candidates.beams[place]
-            tokens = [*self._beams[parent].tokens, candidates.tokens[place]]
-            heritage.append((tokens, self._holders[parent] + array("i", [beam])))
-        self._become(heritage)
-
-        early, penalty = request.sampling.early_stopping, request.sampling.length_penalty
-        longest = request.limit - len(request.prompt) if early == "never" and penalty > 0 else generated
-        worst = torch.where(self._is_finished, self._finished_scores.min(), NEVER)
-        self._improvable &= bool((self.scores[0] / longest**penalty > worst).any())
-        full = early is True and bool(self._is_finished.all())
-        return not self._improvable or full or bool(ends.all())
+    def advance(self, step: Continuation) -> bool:
+        """Continues the beams as the device did; whether the search is over."""
+        places = self.widest
+        finished = [
+            self._finished[place] if place < places else self._hypothesis(*step.candidates[place - places])
+            for place in step.finished
+        ]
+        self._finished, self.finished_scores, self.ended = finished, step.finished_scores, step.ended
+        self.scores = step.scores
+        self._become(
+            [[*self._beams[parent].tokens, token] for parent, token in zip(step.parents, step.tokens, strict=True)]
+        )
+        self.drawn = max(0, self.drawn - 1)
+        return step.over
 
     def answers(self) -> list[Tokens]:
         """The best finished beams, best first."""
-        found = zip(self._finished, self._finished_scores.tolist(), strict=True)
+        found = zip(self._finished, self.finished_scores, strict=True)
         return [
             Tokens(id=self.request.id, sample=rank, token_ids=text.tokens, finish_reason=text.reason, score=score)
             for rank, (text, score) in enumerate(found)
             if rank < self._answers
         ]
 
-    def _become(self, heritage: list[tuple[list[int], array[int]]]) -> None:
-        """Makes the beams of their tokens and of who holds those behind the shared pages."""
-        self._beams = [Sequence(self.request, beam, tokens) for beam, (tokens, _) in enumerate(heritage)]
-        self._holders = [holders for _, holders in heritage]
+    def _become(self, texts: list[list[int]]) -> None:
+        """Makes the beams of their tokens."""
+        self._beams = [Sequence(self.request, beam, tokens) for beam, tokens in enumerate(texts)]
         self.tokens = self._beams[0].tokens
 
-    def _finish(self, candidates: Continuations, ends: Tensor, generated: int) -> None:
-        """Keeps the best of the beams that have finished, those of `candidates` that end among them.
-
-        Only the best candidates can be finished beams; there are more so that others go on.
-        """
-        beams = self.widest
-        finishes = ends & (torch.arange(len(ends)) < beams)
-        scores = candidates.scores / generated**self.request.sampling.length_penalty + ~finishes * NEVER
-        merged = torch.cat((self._finished_scores, scores))
-        best = merged.topk(beams).indices
-        finished = [
-            self._finished[place] if place < beams else self._hypothesis(candidates, place - beams)
-            for place in best.tolist()
-        ]
-        self._finished, self._finished_scores = finished, merged[best]
-        self._is_finished = torch.cat((self._is_finished, finishes))[best]
-
-    def _hypothesis(self, candidates: Continuations, place: int) -> Hypothesis:
-        token, request = candidates.tokens[place], self.request
-        tokens = [*self._beams[candidates.beams[place]].tokens[len(request.prompt) :], token]
-        return Hypothesis(tokens, request.end(token) or "length")
+    def _hypothesis(self, parent: int, token: int) -> Hypothesis:
+        tokens = [*self._beams[parent].tokens[len(self.request.prompt) :], token]
+        return Hypothesis(tokens, self.request.end(token) or "length")
 
 
 def beam_request(message: Generate, arrival: int, family: Family, max_length: int, page_size: int) -> Request:

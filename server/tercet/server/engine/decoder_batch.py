@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from tercet.server.engine.beam import BeamSearch
-from tercet.server.engine.beam_rows import BeamRows, Placed, key_rows, pack_beams, pack_key_rows, unpack_beams
+from tercet.server.engine.beam_rows import BeamRows, Placed, key_rows, pack_beams, start_beams, unpack_beams
 from tercet.server.engine.lanes import ALIGNED
 from tercet.server.engine.layout import Flat, put_rows
 from tercet.server.engine.pages import pages_of
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from tercet.server.engine.beam_rows import BeamTables
     from tercet.server.engine.lanes import Lanes
     from tercet.server.engine.scheduler import Chunk
     from tercet.server.engine.sequence import Sequence as Row
@@ -45,8 +46,8 @@ class DecoderWork:
     """Sequences that choose a token, since the batch has their last one."""
     sampling: SampledRows | None
     """Theirs; None if there are none."""
-    searches: list[BeamSearch]
-    """Those that choose how their beams go on."""
+    groups: list[list[Placed]]
+    """The beam searches that go on, by kind."""
     beams: BeamRows | None
     copies: int
 
@@ -70,7 +71,7 @@ class _Taken:
 
 
 def decoder_work(
-    chunks: Sequence[Chunk], tables: Lanes, *, page_size: int, padded: bool, device: torch.device
+    chunks: Sequence[Chunk], tables: Lanes, beams: BeamTables, *, page_size: int, padded: bool, device: torch.device
 ) -> DecoderWork:
     """One batch of decoding rows and chunks of prompts alike: each row is the next tokens of a sequence."""
     taken = _take(chunks)
@@ -86,10 +87,7 @@ def decoder_work(
     crossed = any(sources)
     if crossed:
         buffer.put("cross_length", sources)
-    pack_key_rows(buffer, taken.searches)
-    continuing = [placed for placed in taken.searches if placed.length == placed.search.remaining]
-    if continuing:
-        pack_beams(buffer, continuing)
+    groups = pack_beams(buffer, taken.searches)
     if sampled:
         _put_sampling(buffer, sampled, taken.sampling_rows)
     if taken.unknown:
@@ -97,6 +95,7 @@ def decoder_work(
         buffer.put("unknown_lanes", taken.unknown_lanes)
     views = buffer.upload(device)
     tables.take(views)
+    start_beams(views, beams, max(taken.ends))
     if taken.unknown:
         views["token_ids"][views["unknown"]] = tables.last_token[views["unknown_lanes"]]
     tables.length[views["lanes"]] = views["kv_length"]
@@ -112,7 +111,7 @@ def decoder_work(
         kv_length=views["kv_length"],
         page_table=table,
         longest_kv=max(taken.ends),
-        key_rows=key_rows(views, len(rows), max(taken.ends)),
+        key_rows=key_rows(views, beams, len(rows), max(taken.ends)),
         cross_page_table=_pages(tables.cross_page_table, views["lanes"], pages_of(max(sources), page_size))
         if crossed
         else None,
@@ -123,8 +122,8 @@ def decoder_work(
         batch,
         sampled=sampled,
         sampling=_sampling(views, sampled, tables) if sampled else None,
-        searches=[search for _, search, _ in continuing],
-        beams=unpack_beams(views, continuing) if continuing else None,
+        groups=groups,
+        beams=unpack_beams(views, groups) if groups else None,
         copies=buffer.copies,
     )
 

@@ -20,7 +20,7 @@ from tercet.server.wire import Cached, Generate, Rejected, StepResult, Tokens
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tercet.server.engine.beam import Continuations
+    from tercet.server.engine.beam import Continuation
     from tercet.server.engine.reading import Answer, Reading
     from tercet.server.engine.runner import Runner
     from tercet.server.engine.sampler import Choice
@@ -207,10 +207,10 @@ class Engine:
             for sequence, choice in chosen.choices:
                 if sequence.state != "finished":
                     generated += self._accept(sequence, choice)
-            for search, continuations in chosen.continuations:
+            for search, continuation in chosen.continuations:
                 if search.state != "finished":
                     generated += search.widest
-                    self._continue(search, continuations)
+                    self._continue(search, continuation)
             return generated
 
         return Launch(chunks, done, advance(chunks), started, take_in)
@@ -245,11 +245,11 @@ class Engine:
             self._finish(sequence)
         return True
 
-    def _continue(self, search: BeamSearch, continuations: Continuations) -> None:
+    def _continue(self, search: BeamSearch, step: Continuation) -> None:
         # The best is not a number if any is none. It is -inf where processors forbid every token: then the search ends.
-        if not bool(continuations.scores[0] < inf):
+        if not step.best < inf:
             self._reject_not_finite(search.request)
-        elif search.advance(continuations):
+        elif search.advance(step):
             self._outputs += search.answers()
             self._finish(search)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from tercet.server.engine.beam_rows import continuations, continue_beams
+from tercet.server.engine.beam_rows import BeamTables, continuations, continue_beams
 from tercet.server.engine.decoder_batch import decoder_work
 from tercet.server.engine.encoder_batch import encoder_work
 from tercet.server.engine.sampler import choices, draw
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tercet.server.engine.beam import BeamSearch, Continuations
+    from tercet.server.engine.beam import BeamSearch, Continuation
     from tercet.server.engine.encoder_batch import Whole
     from tercet.server.engine.lanes import Lanes
     from tercet.server.engine.reading import Answer, Part
@@ -56,7 +56,7 @@ class Chosen(NamedTuple):
     """How the sequences of a batch go on of which all tokens are computed."""
 
     choices: list[tuple[Row, Choice]]
-    continuations: list[tuple[BeamSearch, Continuations]]
+    continuations: list[tuple[BeamSearch, Continuation]]
 
 
 class Runner:
@@ -69,6 +69,7 @@ class Runner:
         """`max_rows`: for so many the logits of a vocabulary fit into memory at once."""
         self._model, self._cache, self._lanes, self._max_rows, self._padded = model, cache, lanes, max_rows, padded
         self._page_size = cache.page_size if cache else 1
+        self._beams = BeamTables(len(lanes.last_token), model.max_length if cache else 0, model.device)
 
     @torch.inference_mode()
     def encode(self, rows: Sequence[Row]) -> Pass[list[Answer | None]]:
@@ -107,7 +108,9 @@ class Runner:
         if self._cache is None:
             raise ValueError("a model without a cache can't decode")
         model = self._model
-        work = decoder_work(chunks, self._lanes, page_size=self._page_size, padded=self._padded, device=model.device)
+        work = decoder_work(
+            chunks, self._lanes, self._beams, page_size=self._page_size, padded=self._padded, device=model.device
+        )
         hidden = model.decode(work.batch, self._cache)
         last = work.batch.rows.start + work.batch.rows.length - 1
         sampling, beams = work.sampling, work.beams
@@ -117,16 +120,16 @@ class Runner:
             # One beyond the vocabulary is of a row that will be rejected, but may be read before that.
             self._lanes.last_token[sampling.lanes] = drawn.tokens.clamp(max=model.target_vocab_size - 1).int()
             tensors += drawn.tensors
-        told, vocabulary = len(tensors), 0
+        told = len(tensors)
         if beams is not None:
             logits = model.logits(hidden.index_select(0, last[beams.rows]))
-            vocabulary = logits.shape[1]
-            tensors += continue_beams(logits, beams)
+            tensors += continue_beams(logits, beams, self._beams, self._lanes.last_token)
 
         def chosen(arrays: list[NDArray[Any]]) -> Chosen:
             made = choices(arrays[:told], sampling.how) if sampling is not None else []
-            found = continuations(arrays[told:], vocabulary)
-            return Chosen(list(zip(work.sampled, made, strict=True)), list(zip(work.searches, found, strict=True)))
+            searches = [placed.search for group in work.groups for placed in group]
+            found = continuations(arrays[told:], work.groups)
+            return Chosen(list(zip(work.sampled, made, strict=True)), list(zip(searches, found, strict=True)))
 
         return Pass(work.batch.rows.tokens, work.copies, tensors, chosen)
 
