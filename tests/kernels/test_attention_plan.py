@@ -27,7 +27,7 @@ def programs(monkeypatch):
 
     def set_count(count: int) -> int:
         for module in (plan_module, attention_module):
-            monkeypatch.setattr(module, "program_count", lambda device: count)
+            monkeypatch.setattr(module, "program_count", lambda device, blocks: count)
         return count
 
     return set_count

@@ -123,6 +123,9 @@ def _row_calls(name: str) -> Iterator[Call]:
         ),
         "kv_write": lambda: ops.kv_write(None, k, k, **paged),
         "kv_write rotary": lambda: ops.kv_write(q, k, k, **paged, **rotary),
+        "kv_write norm rotary": lambda: ops.kv_write(
+            q, k, k, **paged, **rotary, q_norm=weight[:64], k_norm=weight[:64], eps=1e-6
+        ),
         "kv_write partly rotary": lambda: ops.kv_write(
             q, k, k, **paged, positions=ids, cos=angles[:, :16].contiguous(), sin=angles[:, :16].contiguous()
         ),

@@ -63,12 +63,17 @@ def _rotate_(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> None:
 def kv_write(
     k: Tensor, v: Tensor | None, q: Tensor | None, *, k_pages: Tensor | None, v_pages: Tensor | None,
     slots: Tensor | None, positions: Tensor | None, cos: Tensor | None, sin: Tensor | None, interleaved: bool,
+    q_norm: Tensor | None, k_norm: Tensor | None, eps: float,
 ) -> None:  # fmt: skip
+    if q is not None and q_norm is not None:
+        rms_norm(q, q_norm, eps=eps, residual=None, out=q)
+    if k_norm is not None:
+        k = rms_norm(k, k_norm, eps=eps, residual=None, out=k if k_pages is None else None)
     if positions is not None and cos is not None and sin is not None:
         cos, sin = (functional.embedding(positions, table)[:, None] for table in (cos, sin))
         if q is not None:
             _rotate_(q, cos, sin, interleaved=interleaved)
-        k = k if k_pages is None else k.clone()
+        k = k if k_pages is None or k_norm is not None else k.clone()
         _rotate_(k, cos, sin, interleaved=interleaved)
     if k_pages is None or v_pages is None or slots is None or v is None:
         return

@@ -195,24 +195,31 @@ def kv_write(
     cos: Tensor | None = None,
     sin: Tensor | None = None,
     interleaved: bool = False,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 0.0,
 ) -> None:
-    """Rotates queries and keys by their position (Su et al., RoFormer, eq. 34) and writes keys and values into pages.
+    """Norms each head of queries and keys, rotates them by their position (Su et al., RoFormer, eq. 34) and writes keys
+    and values into pages.
 
-    - q [T, H, D], rotated in place; None when there is nothing to rotate.
-    - k, v [T, H_kv, D]. With pages, k is left as it is; without (`k_pages` None), it is rotated in place.
+    - q [T, H, D], changed in place; None when there is nothing to change.
+    - k, v [T, H_kv, D]. With pages, k is left as it is; without (`k_pages` None), it is changed in place.
     - k_pages, v_pages [pages, page_size, H_kv, D].
     - slots [T]: page * page_size + offset; -1 skips the token.
     - positions [T]: rows of `cos` and `sin`.
     - cos, sin float32 [positions, rotary_dim / 2]; dims beyond rotary_dim pass unchanged. None rotates nothing.
     - interleaved: pairs are (2i, 2i + 1) as in GPT-J, else (i, i + rotary_dim / 2) as in NeoX and Llama.
+    - q_norm, k_norm [D], eps: weights of the RMS norm of each head, as `rms_norm`'s; None norms nothing.
     """
     if (cos is None) != (sin is None) or (cos is not None and positions is None):
         raise ValueError("kv_write needs positions, cos and sin together")
     if k_pages is not None and (v is None or v_pages is None or slots is None):
         raise ValueError("kv_write needs v, v_pages and slots to write into pages")
+    if any(norm is not None and norm.shape != k.shape[-1:] for norm in (q_norm, k_norm)):
+        raise ValueError(f"q_norm and k_norm must be [{k.shape[-1]}], a weight for each dim of a head")
     dispatch.call(
         "kv_write", k, v, q, k_pages=k_pages, v_pages=v_pages, slots=slots, positions=positions, cos=cos, sin=sin,
-        interleaved=interleaved, head_dim=k.shape[-1],
+        interleaved=interleaved, q_norm=q_norm, k_norm=k_norm, eps=eps, head_dim=k.shape[-1],
     )  # fmt: skip
 
 

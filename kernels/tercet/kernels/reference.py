@@ -98,11 +98,14 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor
 def kv_write(
     k: Tensor, v: Tensor | None, q: Tensor | None, *, k_pages: Tensor | None, v_pages: Tensor | None,
     slots: Tensor | None, positions: Tensor | None, cos: Tensor | None, sin: Tensor | None, interleaved: bool,
+    q_norm: Tensor | None, k_norm: Tensor | None, eps: float,
 ) -> None:  # fmt: skip
-    rotated = k
+    if q is not None and q_norm is not None:
+        q.copy_(rms_norm(q, q_norm, eps=eps))
+    rotated = k if k_norm is None else rms_norm(k, k_norm, eps=eps)
     if positions is not None and cos is not None and sin is not None:
         angles = cos[positions.long()], sin[positions.long()]
-        rotated = _rotate(k, *angles, interleaved=interleaved)
+        rotated = _rotate(rotated, *angles, interleaved=interleaved)
         if q is not None:
             q.copy_(_rotate(q, *angles, interleaved=interleaved))
     if k_pages is None or v_pages is None or slots is None or v is None:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 # first key tile among those of that query tile and all key heads, its key tiles, and a counter of `paged_attention`'s
 # that is 0 between launches; then the key tiles of all shares, the tokens that no row covers, and which these are.
 SHARE: tl.constexpr = tl.constexpr(4)
-PROGRAMS_PER_PROCESSOR = 3  # all of them resident: shares are equal, so one that starts late ends late
+RESIDENT = {128: 3, 256: 2}  # programs on a processor at once, by largest head dim; shares are equal: none may wait
+REGISTERS = 1 << 16  # of a processor
 INTERPRETER_PROGRAMS = 13  # the interpreter runs one after the other: enough to cut items
 
 
@@ -136,12 +137,23 @@ def attention_plan_kernel(
     tl.store(totals_ptr + tl.zeros([BLOCK_P], tl.int32), total, mask=program == 0)
 
 
+def resident_programs(blocks: Tile) -> int:
+    """Programs that a processor runs at once."""
+    return RESIDENT[min(size for size in RESIDENT if size >= blocks.block_d)]
+
+
 @functools.cache
-def program_count(device: torch.device) -> int:
-    """Programs of the grid: a number of the device, whatever the batch."""
+def program_count(device: torch.device, blocks: Tile) -> int:
+    """Programs of the grid, whatever the batch."""
     if device.type == "cuda":
-        return PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+        return resident_programs(blocks) * torch.cuda.get_device_properties(device).multi_processor_count
     return INTERPRETER_PROGRAMS
+
+
+def register_limit(blocks: Tile) -> dict[str, int]:
+    """The compiler's option that leaves all resident programs their registers; AMD's compiler has none."""
+    threads = 32 * blocks.num_warps * resident_programs(blocks)
+    return {} if torch.version.hip else {"maxnreg": min(REGISTERS // threads // 8 * 8, 248)}
 
 
 def query_tiles(longest_q: int, group: int, blocks: Tile) -> int:
@@ -155,7 +167,8 @@ def attention_plan(
 ) -> Tensor:  # fmt: skip
     tokens, heads, head_dim = q.shape
     kv_heads = k.shape[-2]
-    blocks, programs = tile("paged_attention", q.dtype, head_dim), program_count(q.device)
+    blocks = tile("paged_attention", q.dtype, head_dim)
+    programs = program_count(q.device, blocks)
     plan = torch.empty(programs * SHARE.value + 2 + tokens, dtype=torch.int32, device=q.device)
     left, right = window or (0, 0)
     block_p = 16

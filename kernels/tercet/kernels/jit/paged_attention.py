@@ -20,6 +20,7 @@ from tercet.kernels.jit.attention_plan import (
     item_keys,
     program_count,
     query_tiles,
+    register_limit,
     share_begin,
     sharer,
 )
@@ -226,7 +227,8 @@ def paged_attention(
     heads, head_dim = q.shape[1:]
     page_size, kv_heads = k.shape[1:3]
     group = heads // kv_heads
-    blocks, programs = tile("paged_attention", q.dtype, head_dim), program_count(q.device)
+    blocks = tile("paged_attention", q.dtype, head_dim)
+    programs = program_count(q.device, blocks)
     partial = torch.empty((programs, 2, blocks.block_m, head_dim), dtype=torch.float32, device=q.device)
     lse = torch.empty((programs, 2, blocks.block_m), dtype=torch.float32, device=q.device)
     left, right = window or (0, 0)
@@ -238,6 +240,6 @@ def paged_attention(
         CAUSAL=causal and longest_q > 1, WINDOW=window is not None, BIAS=bias is not None,
         KEY_ROWS=key_rows is not None, PAGE_SIZE=page_size, HEAD_DIM=head_dim, BLOCK_D=blocks.block_d,
         BLOCK_M=blocks.block_m, BLOCK_N=blocks.block_n, PRECISION=dispatch.input_precision(),
-        num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+        num_warps=blocks.num_warps, num_stages=blocks.num_stages, **register_limit(blocks),
     )  # fmt: skip
     return out

@@ -36,11 +36,8 @@ class FlatKeys:
 
     def attend(self, attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows = self.batch.rows
-        if attention.rotary:
-            cos, sin = attention.rotary.cos, attention.rotary.sin
-            kernels.kv_write(
-                q, k, v, k_pages=None, v_pages=None, slots=None, positions=self.batch.positions, cos=cos, sin=sin
-            )
+        if attention.rotary or attention.q_norm:
+            attention.write(q, k, v, self.batch.positions)
         return kernels.attention(
             q,
             k,
@@ -85,19 +82,9 @@ class PagedKeys:
         self._plans: dict[tuple[bool, bool, Window | None], Tensor] = {}
 
     def attend(self, attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        batch, rotary = self.batch, attention.rotary
+        batch = self.batch
         k_pages, v_pages = self.cache.k[attention.layer], self.cache.v[attention.layer]
-        kernels.kv_write(
-            q,
-            k,
-            v,
-            k_pages=k_pages,
-            v_pages=v_pages,
-            slots=batch.slots,
-            positions=batch.positions,
-            cos=rotary.cos if rotary else None,
-            sin=rotary.sin if rotary else None,
-        )
+        attention.write(q, k, v, batch.positions, k_pages, v_pages, batch.slots)
         return kernels.attention(
             q,
             k_pages,
@@ -183,10 +170,33 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, keys: Keys) -> Tensor:
         """[T, hidden] -> [T, hidden]"""
         q, k, v = (heads(part, self.head_dim) for part in self.qkv(x).split(self.widths, dim=-1))
-        if self.q_norm and self.k_norm:
-            q, k = norm_heads(self.q_norm, q), norm_heads(self.k_norm, k)
-            v = v.contiguous()  # keys and values lie alike
         return self.output(keys.attend(self, q, k, v).flatten(1))
+
+    def write(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        positions: Tensor,
+        k_pages: Tensor | None = None,
+        v_pages: Tensor | None = None,
+        slots: Tensor | None = None,
+    ) -> None:
+        """Norms and rotates q and k, and writes keys and values into pages; without pages, k changes in place."""
+        kernels.kv_write(
+            q,
+            k,
+            v,
+            k_pages=k_pages,
+            v_pages=v_pages,
+            slots=slots,
+            positions=positions,
+            cos=self.rotary.cos if self.rotary else None,
+            sin=self.rotary.sin if self.rotary else None,
+            q_norm=self.q_norm.weight if self.q_norm else None,
+            k_norm=self.k_norm.weight if self.k_norm else None,
+            eps=self.q_norm.eps if self.q_norm else 0.0,
+        )
 
 
 class CrossAttention(nn.Module):
@@ -221,11 +231,6 @@ class CrossAttention(nn.Module):
 def heads(x: Tensor, head_dim: int) -> Tensor:
     """[T, heads * head_dim] -> [T, heads, head_dim], a view."""
     return x.unflatten(-1, (-1, head_dim))
-
-
-def norm_heads(norm: Norm, x: Tensor) -> Tensor:
-    """The norm of each head of x [T, heads, head_dim]."""
-    return norm(x.reshape(-1, x.shape[-1])).view(x.shape)
 
 
 def scale_of(spec: StackSpec, layer: int) -> float:
