@@ -132,6 +132,13 @@ class NullModel:
     def logits(self, hidden):
         return torch.stack([scores(int(state)) for state in hidden[:, 0]])
 
+    def head_topk(self, hidden, k):
+        values, ids = self.logits(hidden).sort(descending=True, stable=True)
+        return values[:, :k], ids[:, :k].int()
+
+    def topk_refusals(self, rows, k):
+        return []
+
     def _check(self, batch):
         self.batches.append(batch)
         if not ((batch.token_ids >= 0) & (batch.token_ids < VOCAB_SIZE)).all():

@@ -78,7 +78,7 @@ def sort_bitonic(h, LENGTH: tl.constexpr, RISING_AXIS: tl.constexpr, RISING: tl.
 
     They rise where the index along RISING_AXIS is 1, or all of them, by RISING, where that axis is -1.
     """
-    AXES: tl.constexpr = len(h.shape)
+    AXES: tl.constexpr = tl.constexpr(len(h.shape))
     for i in tl.static_range(LENGTH):
         high = tl.max(h, axis=AXES - LENGTH + i, keep_dims=True)
         low = tl.min(h, axis=AXES - LENGTH + i, keep_dims=True)
@@ -111,7 +111,7 @@ def head_topk_kernel(
     Tokens are the rows of the product, so that few rows of hidden states still fill a tensor core's instruction.
     """
     DTYPE: tl.constexpr = hidden_ptr.dtype.element_ty
-    SHIFT: tl.constexpr = 16 if DTYPE.primitive_bitwidth == 16 else 32
+    SHIFT: tl.constexpr = tl.constexpr(16 if DTYPE.primitive_bitwidth == 16 else 32)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     chunk = tl.program_id(1) * CHUNK
     d = tl.arange(0, BLOCK_D)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from tercet.kernels import sample
+from tercet.kernels.ops import MAX_TOP_K
 from tercet.server.engine.likelihood import Likelihood, likelihood, token_logprobs
 from tercet.server.engine.processors import (
     Change,
@@ -20,7 +21,7 @@ from tercet.server.engine.processors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from tercet.server.wire import Sampling, TokenLogprob
 
 INT32_MAX = 2**31 - 1
+TOP_K = 64  # rows that keep no more tokens choose among the likeliest,
+CANDIDATES = MAX_TOP_K  # of which there are more: those that equal the last one kept stay too
 TYPICAL_ROWS = 16
 
 
@@ -82,6 +85,8 @@ class SamplingRows:
     processors: Processors = field(default_factory=dict[str, Change])
     typical: Typical | None = None
     told: Told | None = None
+    likeliest: int | None = None
+    """What `likeliest_of` says of rows without these three."""
 
 
 class Drawn(NamedTuple):
@@ -115,6 +120,17 @@ def is_plain(settings: Sampling) -> bool:
     return not (settings.logprobs or _is_typical(settings) or is_processed(settings))
 
 
+def likeliest_of(settings: Iterable[Sampling]) -> int | None:
+    """So many of the likeliest tokens suffice for plain rows to choose among; None is all.
+
+    1 where all are greedy, CANDIDATES where the others keep at most TOP_K.
+    """
+    kept = [s.top_k for s in settings if s.temperature > 0]
+    if all(0 < top_k <= TOP_K for top_k in kept):
+        return CANDIDATES if kept else 1
+    return None
+
+
 def pack_sampling(put: Callable[..., None], sequences: Sequence[Row]) -> None:
     """Puts what rows need beside their filters into the batch's buffer."""
     settings = [sequence.request.sampling for sequence in sequences]
@@ -135,27 +151,49 @@ def pack_sampling(put: Callable[..., None], sequences: Sequence[Row]) -> None:
 
 def unpack_sampling(views: dict[str, Tensor], sequences: Sequence[Row], draws: Draws) -> SamplingRows:
     """How `sequences` draw by what `pack_sampling` put there of them, on the device."""
+    settings = [sequence.request.sampling for sequence in sequences]
+    processors = unpack_processors(views)
     typical = told = None
     if "typical_rows" in views:
         filters = Filters(*(views[f"typical_{name}"] for name in Filters._fields))
         typical = Typical(views["typical_rows"], filters, views["typical_mass"])
     if "told_rows" in views:
-        settings = [sequence.request.sampling for sequence in sequences]
         told = Told(views["told_rows"], [s.top_logprobs if s.logprobs else None for s in settings])
     return SamplingRows(
         filters=draws.filters,
         seed=draws.seed,
         sample=draws.sample,
         position=views["position"],
-        processors=unpack_processors(views),
+        processors=processors,
         typical=typical,
         told=told,
+        likeliest=None if processors or typical or told else likeliest_of(settings),
     )
 
 
 def draw(model: Model, hidden: Tensor, sampling: SamplingRows) -> Drawn:
-    """The next token of each row by its final hidden state, [N, hidden]; nothing waits for the device."""
-    return choose(model.logits(hidden), sampling)
+    """The next token of each row by its final hidden state, [N, hidden]; nothing waits for the device.
+
+    Where the likeliest tokens suffice, the other logits are never written.
+    """
+    count = sampling.likeliest and min(sampling.likeliest, model.target_vocab_size)
+    if count is None or model.topk_refusals(len(hidden), count):
+        return choose(model.logits(hidden), sampling)
+    return Drawn(choose_likeliest(*model.head_topk(hidden, count), sampling, model.target_vocab_size), None)
+
+
+def choose_likeliest(values: Tensor, ids: Tensor, sampling: SamplingRows, vocabulary: int) -> Tensor:
+    """The next token, int64 [N], of each row whose k likeliest have these logits, float32 [N, k], and ids, int32.
+
+    The same as `choose` gives of all logits, but that of more than k tokens which equal the last one kept, those with
+    the lowest ids are kept.
+    """
+    if ids.shape[1] == 1:
+        return torch.where(values.isfinite(), ids, vocabulary)[:, 0].long()
+    ids, order = ids.sort(-1)  # tokens are drawn in their order
+    place = _sample(values.gather(1, order), sampling)
+    chosen = ids.gather(1, place.clamp(max=ids.shape[1] - 1)[:, None])[:, 0]
+    return torch.where(place < ids.shape[1], chosen, vocabulary).long()
 
 
 def choose(logits: Tensor, sampling: SamplingRows) -> Drawn:
@@ -169,15 +207,19 @@ def choose(logits: Tensor, sampling: SamplingRows) -> Drawn:
     process(logits, sampling.processors)
     if sampling.typical is not None:
         _keep_typical(logits, sampling.typical)
-    tokens = sample(
-        logits, **sampling.filters._asdict(), seed=sampling.seed, sample=sampling.sample, position=sampling.position
-    )
+    tokens = _sample(logits, sampling)
     if plain is None or told is None:
         return Drawn(tokens, None)
     given = tokens[told.rows].clamp(max=plain.shape[1] - 1)
     each = torch.arange(len(given), device=plain.device)
     top = max(count or 0 for count in told.likeliest)
     return Drawn(tokens, likelihood(plain, each, given, top=top))
+
+
+def _sample(logits: Tensor, sampling: SamplingRows) -> Tensor:
+    return sample(
+        logits, **sampling.filters._asdict(), seed=sampling.seed, sample=sampling.sample, position=sampling.position
+    )
 
 
 def choices(arrays: Sequence[NDArray[Any]], sampling: SamplingRows) -> list[Choice]:

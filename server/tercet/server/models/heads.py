@@ -9,10 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tercet import kernels
+from tercet.kernels.ops import MAX_TOP_K
 from tercet.server.models.layers import Linear, Norm, Prepared, Vocabulary, packable, parameter
 
 if TYPE_CHECKING:
     from tercet.server.models.spec import HeadActivation, HeadSpec
+
+# Most rows of which the k greatest outputs are found by `kernels.head_topk`, by implementation and k. On a CPU that is
+# none: oneDNN multiplies by its reordered copy of the weight faster, and passes over outputs are cheap there.
+TOPK_ROWS: dict[str, dict[int, int]] = {
+    "triton": {1: 256, MAX_TOP_K: 64},
+    "cpu": {MAX_TOP_K: 0},
+    "reference": {MAX_TOP_K: 1 << 16},
+}
 
 
 class Head(nn.Module):
@@ -34,14 +43,41 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[N, hidden] -> [N, outputs]"""
+        return self.output(self._mapped(hidden))
+
+    def topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The `k` greatest outputs of each row, as `kernels.head_topk` gives them."""
+        weight = self._weight
+        if weight is None:
+            raise ValueError("the head's weight is packed, so that it gives all outputs alone")
+        return kernels.head_topk(self._mapped(hidden), weight, k=k, bias=self.output.bias)
+
+    def topk_refusals(self, rows: int, k: int) -> list[str]:
+        """Why the `k` greatest outputs of so many rows are better found among all of them."""
+        weight = self._weight
+        if weight is None:
+            return ["the head's weight is packed"]
+        implementation = kernels.dispatch.selected(weight.device)
+        most = TOPK_ROWS[implementation][min(size for size in TOPK_ROWS[implementation] if size >= k)]
+        reasons = [f"{implementation} is quicker with all outputs of more than {most} rows"] if rows > most else []
+        return reasons + kernels.dispatch.unsupported_reasons(
+            "head_topk", implementation, device=weight.device, dtype=weight.dtype
+        )
+
+    @property
+    def _weight(self) -> Tensor | None:
+        """[outputs, width]; None where only a reordered copy is left."""
+        weight = self.output.vocabulary.weight if isinstance(self.output, TiedOutput) else self.output.weight
+        return None if weight.is_meta else weight
+
+    def _mapped(self, hidden: Tensor) -> Tensor:
+        """What the map to the outputs reads."""
         x = hidden if self.scale == 1 else hidden * self.scale
         if self.dense:
             x = self.dense(x)
         if self.activation:
             x = x.tanh() if self.activation == "tanh" else kernels.activation(x, self.activation)
-        if self.norm:
-            x = self.norm(x)
-        return self.output(x)
+        return self.norm(x) if self.norm else x
 
 
 class TiedOutput(Prepared):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tercet.server.models.batch import DecoderBatch, EncoderBatch, Source
     from tercet.server.models.dense import Projection
+    from tercet.server.models.heads import Head
     from tercet.server.models.spec import Family, TransformerSpec
     from tercet.server.models.transformer import Stack, Transformer
 
@@ -107,13 +108,25 @@ class Model:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final hidden states [N, hidden] -> float32 [N, outputs of the head]."""
-        if self.transformer.head is None:
-            raise TypeError(f"{self.architecture} has no head")
-        return self.transformer.head(hidden).float()
+        return self._head(hidden).float()
+
+    def head_topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The `k` greatest logits of each row, falling, and their ids: float32 and int32 [N, k]."""
+        return self._head.topk(hidden, k)
+
+    def topk_refusals(self, rows: int, k: int) -> list[str]:
+        """Why `head_topk` is not the way to the `k` greatest logits of so many rows; empty where it is."""
+        return self._head.topk_refusals(rows, k)
 
     def project(self, vectors: Tensor) -> Tensor:
         """Pooled hidden states, float32 [N, hidden], as sentence-transformers' Dense modules map them."""
         return self.projection(vectors)
+
+    @property
+    def _head(self) -> Head:
+        if self.transformer.head is None:
+            raise TypeError(f"{self.architecture} has no head")
+        return self.transformer.head
 
     @property
     def _decoder(self) -> Stack:
