@@ -72,5 +72,5 @@ def test_a_terminal_gets_bars_and_short_lines(checkpoints: dict[str, Path], fake
     os.close(leader)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert re.search(r"encoder .*━", text)
-    assert re.search(r"\d\d:\d\d:\d\d INFO    serving address=127\.0\.0\.1:\d+ ", text)
+    assert re.search(r"\d\d:\d\d:\d\d INFO    \[supervisor\] serving address=127\.0\.0\.1:\d+ ", text)
     assert "{" not in text

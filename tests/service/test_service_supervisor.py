@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tercet.server import supervisor, wire
-from tercet.server.metrics import Metrics
-from tercet.server.supervisor import StartError, State, Supervisor
+from tercet.server import child, supervisor, wire
+from tercet.server.child import StartError
+from tercet.server.control import State
+from tercet.server.server_metrics import ServerMetrics
+from tercet.server.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,6 @@ FAKE_ENGINE = (sys.executable, str(Path(__file__).with_name("fake_engine.py")))
 def supervise(tmp_path: Path, make_checkpoint, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Supervisor]:
     """A supervisor of one engine, which misbehaves as it is told; its sockets are below `tmp_path`."""
     monkeypatch.setattr(supervisor, "ENGINE_COMMAND", FAKE_ENGINE)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def supervise(**fake: object) -> Supervisor:
         settings = wire.EngineSettings(
@@ -41,7 +41,7 @@ def supervise(tmp_path: Path, make_checkpoint, monkeypatch: pytest.MonkeyPatch) 
             max_rows=8,
             max_batch_tokens=64,
         )
-        return Supervisor([settings], Metrics())
+        return Supervisor([settings], [], tmp_path, ServerMetrics(tmp_path / "metrics"))
 
     return supervise
 
@@ -68,13 +68,13 @@ async def test_a_stop_while_it_spawns(supervise, monkeypatch: pytest.MonkeyPatch
     await asyncio.wait_for(stop, 10)
     await start
     assert spawned[0].returncode is not None
-    assert not list(tmp_path.glob("tercet-*"))
+    assert not list(tmp_path.glob("e0/*"))
     await engines.stop()  # a second one finds nothing to do
 
 
 async def test_an_engine_that_slowly_fails_to_load(supervise, monkeypatch: pytest.MonkeyPatch):
     """Its deaths are too far apart to be too many, but it never got ready."""
-    monkeypatch.setattr(supervisor, "_WINDOW", 1e-9)
+    monkeypatch.setattr(child, "_WINDOW", 1e-9)
     engines = supervise(crash=True)
     await engines.start()
     with pytest.raises(StartError, match="died 3 times") as raised:
@@ -91,7 +91,7 @@ async def test_strangers(supervise, tmp_path: Path):
     async with asyncio.timeout(20):
         while engine.state is not State.READY:
             await asyncio.sleep(0.01)
-        [socket] = tmp_path.glob("tercet-*/0/1/control")
+        [socket] = tmp_path.glob("e0/1/control")
         reader, writer = await asyncio.open_unix_connection(socket)
         assert await reader.read() == b""
         writer.close()

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 LAUNCHER = (sys.executable, "-m", "tercet.server")
-ONE_THREAD = {"TERCET_THREADS": "1"}  # tests run side by side: threads that wait for each other would wait for a core
+# Tests run side by side: threads that wait for each other would wait for a core.
+SMALL = {"TERCET_THREADS": "1", "TERCET_FRONT_ENDS": "1"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class RunningServer:
             raise TypeError(f"pid is {pid!r}")
         return pid
 
+    def front_end_pids(self) -> list[int]:
+        """The process ids of the newest front ends, by their numbers."""
+        pids = {event["front_end"]: event["pid"] for event in self.events("front end started")}
+        return [pid for _, pid in sorted(pids.items(), key=str) if isinstance(pid, int)]
+
     def stop(self, timeout: float = 40) -> int:
         """Asks it to drain (SIGTERM) and gives its exit code."""
         if self.process.poll() is None:
@@ -76,7 +82,7 @@ def running_server(
         command = [*launcher, "serve", *(f"{name}={source}" for name, source in models.items())]
         command += ["--port", "0", "--metrics-port", "0", "--log-format", "json", *flags]
         with log.open("wb") as stderr:
-            environment = {**os.environ, **ONE_THREAD, **(env or {})}
+            environment = {**os.environ, **SMALL, **(env or {})}
             process = subprocess.Popen(command, stdout=stderr, stderr=stderr, env=environment)
         try:
             serving = _wait_for_serving(process, log, timeout)

@@ -1,14 +1,15 @@
-"""Divides the machine among the models: device memory and CPU threads."""
+"""Divides the machine among the models, device memory and CPU threads, and the queues among the front ends."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from tercet.server import machine, wire
+from tercet.server.control import FrontEndSettings
 from tercet.server.sources import weight_bytes
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from tercet.server.config import ModelSettings, Settings
 
 _GIB = 1 << 30
+
+# A front end keeps a core busy at some thousands of calls a second, and its tokenizers keep two; fewer cores than these
+# are better left to the engines, and to more front ends clients would need many connections to be spread over all.
+_CORES_PER_FRONT_END, _MOST_FRONT_ENDS = 8, 4
 
 
 class BudgetError(ValueError):
@@ -58,6 +63,20 @@ def plan(
             wire.EngineSettings,
         )
         for model in settings.models
+    ]
+
+
+def plan_front_ends(
+    settings: Settings, checkpoints: Mapping[str, Path], port: int, metrics: Path
+) -> list[FrontEndSettings]:
+    """What each front end is told. In sum, no more waits in them than the server's limits."""
+    count = settings.front_ends or min(max(1, machine.cores() // _CORES_PER_FRONT_END), _MOST_FRONT_ENDS)
+    limits = {name: getattr(settings, name) for name in ("max_queue", "max_queue_tokens", "max_queue_chars")}
+    own = replace(settings, **{name: max(1, limit // count) for name, limit in limits.items()})
+    sources = {name: str(path) for name, path in checkpoints.items()}
+    return [
+        FrontEndSettings(number=number, settings=own, checkpoints=sources, port=port, metrics=str(metrics))
+        for number in range(count)
     ]
 
 

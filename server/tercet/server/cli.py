@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tercet.server import config, logs
-from tercet.server.budget import BudgetError, plan
+from tercet.server.budget import BudgetError, plan, plan_front_ends
 from tercet.server.machine import DeviceError
+from tercet.server.ports import BindError, address, hold_port
 from tercet.server.shutdown import Shutdown
 from tercet.server.sources import SourceError, resolve, resolve_adapter
 
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 
     from tercet.server import wire
     from tercet.server.config import Rule, Settings
-    from tercet.server.metrics import Metrics
     from tercet.server.progress import LoadingBars
     from tercet.server.supervisor import Supervisor
 
@@ -36,6 +38,9 @@ _MODELS = (
     "A hub id may end in @REVISION."
 )
 _CONFIG = "Settings file; tercet.toml where there is one."
+_LAST_ANSWERS = 5.0  # seconds after the grace for the front ends to end
+
+log = logging.getLogger(__name__)
 
 
 def serve(models: list[str] | None = None, config_file: Path | None = None, **flags: Any) -> None:
@@ -52,51 +57,67 @@ def serve(models: list[str] | None = None, config_file: Path | None = None, **fl
         engines = plan(settings, checkpoints, adapters)
     except (config.ConfigError, SourceError, DeviceError, BudgetError) as error:
         raise _refuse(error) from None
-    os.environ |= {logs.LEVEL: settings.log_level, logs.STYLE: settings.log_format}  # for the engines too
-    logs.configure()
+    os.environ |= {logs.LEVEL: settings.log_level, logs.STYLE: settings.log_format}  # for every process
+    logs.configure("supervisor")
     raise typer.Exit(asyncio.run(_serve(settings, engines, checkpoints)))
 
 
 async def _serve(settings: Settings, engines: list[wire.EngineSettings], checkpoints: Mapping[str, Path]) -> int:
     """Runs the server; gives the exit code."""
-    from tercet.server.metrics import Metrics
+    from tercet.server.child import StartError
+    from tercet.server.server_metrics import ServerMetrics
     from tercet.server.supervisor import Supervisor
 
     shutdown = Shutdown()
     shutdown.listen()
-    metrics = Metrics()
-    supervisor = Supervisor(engines, metrics)
+    with tempfile.TemporaryDirectory(prefix="tercet-", ignore_cleanup_errors=True) as name:  # of mode 0700
+        folder = Path(name)
+        metrics = ServerMetrics(folder / "metrics")
+        try:
+            with hold_port(settings.host, settings.port) as port:
+                addresses = {
+                    "address": address(settings.host, port),
+                    "metrics_address": address(
+                        settings.metrics_host, metrics.serve(settings.metrics_host, settings.metrics_port)
+                    ),
+                }
+                front_ends = plan_front_ends(settings, checkpoints, port, metrics.folder)
+                await _run(Supervisor(engines, front_ends, folder, metrics), settings, addresses, shutdown)
+        except (BindError, StartError) as error:
+            failed = isinstance(error, StartError) and not error.refused
+            return _refuse(error, 1 if failed else 2).exit_code
+    return 0
+
+
+async def _run(supervisor: Supervisor, settings: Settings, addresses: Mapping[str, str], shutdown: Shutdown) -> None:
+    """Serves until that is asked to end. Raises StartError."""
     bars = _bars(settings)
+    if bars is not None:
+        supervisor.watch(bars)
+    work: list[asyncio.Future[Any]] = []
     try:
-        if bars is not None:
-            supervisor.watch(bars)
         await supervisor.start()
-        return await _serve_engines(settings, metrics, supervisor, checkpoints, shutdown)
+        work = [
+            asyncio.ensure_future(task)
+            for task in (supervisor.run(), shutdown.asked.wait(), _announce(supervisor, settings, addresses))
+        ]
+        await asyncio.wait(work[:2], return_when=asyncio.FIRST_COMPLETED)
+        if work[0].done():
+            work[0].result()
+        await supervisor.drain(shutdown.hurried, settings.lame_duck + settings.grace + _LAST_ANSWERS)
     finally:
         await supervisor.stop()
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
         if bars is not None:
             bars.close()
 
 
-async def _serve_engines(
-    settings: Settings,
-    metrics: Metrics,
-    supervisor: Supervisor,
-    checkpoints: Mapping[str, Path],
-    shutdown: Shutdown,
-) -> int:
-    """Serves gRPC; gives the exit code. The engines import torch now, and gRPC is imported beside them."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its lines are not ours, and what they say we say
-    from tercet.server.service.server import BindError, Server
-    from tercet.server.supervisor import StartError
-    from tercet.server.text import CheckpointTextError
-
-    try:
-        await Server(settings, metrics, supervisor).run(checkpoints, shutdown)
-    except (BindError, CheckpointTextError, StartError) as error:
-        failed = isinstance(error, StartError) and not error.refused
-        return _refuse(error, 1 if failed else 2).exit_code
-    return 0
+async def _announce(supervisor: Supervisor, settings: Settings, addresses: Mapping[str, str]) -> None:
+    """Says once that the server is up."""
+    await supervisor.serving()
+    log.info("serving", extra=logs.fields(**addresses, models=[model.name for model in settings.models]))
 
 
 def _refuse(error: Exception, code: int = 2) -> typer.Exit:

@@ -100,6 +100,13 @@ class Settings:
     threads: int | None = _setting(
         None, "CPU threads that all engines share; unset is every core.", int, low=1, high=1024
     )
+    front_ends: int | None = _setting(
+        None,
+        "Processes that serve gRPC, with equal shares of the queues; unset is one for 8 cores, 1 to 4.",
+        int,
+        low=1,
+        high=64,
+    )
     max_message_bytes: int = _setting(16 << 20, "Bytes of one request message.", low=1024, high=(1 << 31) - 1)
     max_inputs: int = _setting(2048, "Inputs, texts or sequences of one call.", low=1, high=1 << 20)
     max_text_chars: int = _setting(1_000_000, "Characters of one text.", low=1, high=1 << 30)

@@ -19,11 +19,16 @@ log = logging.getLogger(__name__)
 
 
 class Link(asyncio.Protocol, Generic[M]):
-    """A connection that gives each message to `take`, and says by `on_lost` when it is lost."""
+    """A connection that gives each message to `take`."""
 
     def __init__(
-        self, decoder: msgspec.msgpack.Decoder[M], take: Callable[[M], None], on_lost: Callable[[], None]
+        self,
+        decoder: msgspec.msgpack.Decoder[M],
+        take: Callable[[M], None],
+        on_lost: Callable[[], None],
+        on_made: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_made = on_made
         self._decoder = decoder
         self._take = take
         self._on_lost = on_lost
@@ -53,6 +58,7 @@ class Link(asyncio.Protocol, Generic[M]):
         """There is another side."""
         if isinstance(transport, asyncio.Transport):
             self._transport = transport
+            self._on_made()
 
     def data_received(self, data: bytes) -> None:
         """The other side wrote. What it may not write ends the connection."""

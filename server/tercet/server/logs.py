@@ -28,8 +28,8 @@ def fields(**values: object) -> Extra:
     return {"fields": values}
 
 
-def configure() -> None:
-    """Sends this process's logs to stderr, as the environment says, where a server puts it for its engines too.
+def configure(process: str) -> None:
+    """Sends the logs of this process, so called, to stderr, as the environment says, which a server's processes share.
 
     TERCET_LOG_LEVEL is the least severe level. TERCET_LOG_FORMAT is "json", "text", or "auto": JSON unless stderr is a
     terminal.
@@ -37,7 +37,7 @@ def configure() -> None:
     style = os.environ.get(STYLE, "auto")
     readable = style == "text" or (style == "auto" and sys.stderr.isatty())
     handler = _StderrHandler()
-    handler.setFormatter(_TextFormatter() if readable else _JsonFormatter())
+    handler.setFormatter(_TextFormatter(process) if readable else _JsonFormatter(process))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("tercet").setLevel(os.environ.get(LEVEL, "info").upper())
 
@@ -53,11 +53,18 @@ class _StderrHandler(logging.StreamHandler):
         return sys.stderr
 
 
-class _JsonFormatter(logging.Formatter):
+class _ProcessFormatter(logging.Formatter):
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self.process = process
+
+
+class _JsonFormatter(_ProcessFormatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
+            "process": self.process,
             "event": record.getMessage(),
             **getattr(record, "fields", {}),
         }
@@ -66,9 +73,10 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
-class _TextFormatter(logging.Formatter):
+class _TextFormatter(_ProcessFormatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         values = getattr(record, "fields", {})
-        line = " ".join([time, f"{record.levelname:<7}", record.getMessage(), *(f"{k}={v}" for k, v in values.items())])
+        head = [time, f"{record.levelname:<7}", f"[{self.process}]", record.getMessage()]
+        line = " ".join([*head, *(f"{k}={v}" for k, v in values.items())])
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from tercet.server.supervisor import State
+from tercet.server.control import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

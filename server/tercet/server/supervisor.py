@@ -1,285 +1,273 @@
-"""One engine process for each model: starts it, watches it, and starts it again when it dies.
+"""One engine process for each model, front-end processes before them, and what there is one of.
 
-An engine that dies loses its requests (they get UNAVAILABLE) and nothing else. It comes back after a pause that grows;
-one that dies too often, or never gets ready, stays down, and the other models never notice.
+An engine that dies loses its requests (they get UNAVAILABLE), a front end its connections, and neither anything else.
+The supervisor tells every front end how the engines are; requests never pass through it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import shutil
-import signal
 import sys
-import tempfile
-import time
-from collections import deque
-from enum import Enum, auto
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from tercet.server import frames, wire
-from tercet.server.channel import Channel
-from tercet.server.link import Link
+from tercet.server import control, frames, wire
+from tercet.server.child import Child, StartError, kill
+from tercet.server.control import EngineState, State
 from tercet.server.logs import fields
-from tercet.server.metrics import EngineMetrics
+from tercet.server.server_metrics import EngineMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
-    from tercet.server.metrics import Metrics
+    from tercet.server.control import FrontEndSettings
+    from tercet.server.server_metrics import ServerMetrics
 
 ENGINE_COMMAND: Sequence[str] = (sys.executable, "-m", "tercet.server.engine")
-# Seconds before the first and the second start again; a third crash within _WINDOW, or before Ready, is the last.
-_PAUSES = (0.1, 1.0)
-_WINDOW = 60.0  # seconds
-_LAST_WORDS = 5.0  # seconds from the end of the connection, or from Stop, to SIGKILL
+FRONT_END_COMMAND: Sequence[str] = (sys.executable, "-m", "tercet.server.front_end")
+_LAST_ANSWERS = 5.0  # seconds that a front end gets which is hurried
 
 log = logging.getLogger(__name__)
 
 
-class State(Enum):
-    """Where an engine is in its life."""
+class Engine(Child):
+    """One model's engine."""
 
-    LOADING = auto()
-    READY = auto()
-    RESTARTING = auto()
-    FAILED = auto()
-
-
-class StartError(Exception):
-    """An engine that never got ready: the reason in one line. `refused`: by its checkpoint or settings."""
-
-    def __init__(self, message: str, *, refused: bool):
-        super().__init__(message)
-        self.refused = refused
-
-
-class Engine:
-    """One model's engine, over all its incarnations."""
+    kind = "engine"
 
     def __init__(
-        self, settings: wire.EngineSettings, folder: Path, metrics: Metrics, on_change: Callable[[Engine], None]
+        self,
+        settings: wire.EngineSettings,
+        folder: Path,
+        metrics: ServerMetrics,
+        unanswered: Callable[[], int],
+        on_change: Callable[[Engine], None],
     ) -> None:
+        """`unanswered` tells the sequences that the engine was asked and has not answered."""
+        super().__init__(folder, model=settings.name)
         self.name = settings.name
         self.state = State.LOADING
         self.progress: wire.Loading | None = None
         self.info: wire.ModelInfo | None = None
         """Of the newest incarnation that got ready."""
-        self.channel: Channel | None = None
-        """Open while the engine is ready."""
-        self.spawned = asyncio.Event()
-        """Set once the first process runs."""
         self._settings = settings
-        self._folder = folder
-        self._metrics = EngineMetrics(metrics, self.name, self._unanswered)
+        self._metrics = EngineMetrics(metrics, self.name, unanswered)
         self._on_change = on_change
-        self._control: Link[wire.FromEngine] | None = None
-        self._home = folder
-        """Of the incarnation that lives."""
-        self._process: asyncio.subprocess.Process | None = None
-        self._refusal: str | None = None
-        self._asking: asyncio.Future[None] | None = None
-        self._unready = 0
-        """Incarnations in a row that did not get ready."""
-        self._stopping = False
 
-    async def run(self) -> None:
-        """Keeps the engine alive until `stop`, or until it died too often.
+    @property
+    def title(self) -> str:
+        """What users are told it is."""
+        return f"{self.name}: the engine"
 
-        Raises StartError where it refuses its checkpoint at the first start, or never gets ready.
-        """
-        crashes: deque[float] = deque(maxlen=len(_PAUSES) + 1)
-        while True:
-            self._unready += 1
-            code = await self._live()
-            if self._stopping:
-                return
-            if self.info is None and self._refusal is not None:
-                raise StartError(f"{self.name}: {self._refusal}", refused=True)
-            reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            log.error("engine died", extra=fields(model=self.name, reason=reason, error=self._refusal))
-            crashes.append(time.monotonic())
-            too_often = len(crashes) > len(_PAUSES) and crashes[-1] - crashes[0] < _WINDOW
-            if too_often or self._unready > len(_PAUSES):
-                log.error("engine stays down", extra=fields(model=self.name, crashes=len(crashes)))
-                self._change(State.FAILED)
-                if self.info is None:
-                    raise StartError(f"{self.name}: the engine died {len(crashes)} times: {reason}", refused=False)
-                return
-            recent = sum(crashes[-1] - crash < _WINDOW for crash in crashes)
-            await asyncio.sleep(_PAUSES[min(recent, len(_PAUSES)) - 1])
-            if self._stopping:
-                return
-            self._metrics.restarted("signal" if code < 0 else "exit")
-
-    async def stop(self) -> None:
-        """Ends the engine."""
-        self._stopping = True
-        if self._control is not None and self.state is State.READY:
-            self._control.send(wire.Stop())
-        elif self._process is not None:
-            _kill(self._process)  # it loads: there is nothing to finish
-        if self._process is not None:
-            await self._bury(self._process)
-
-    async def _live(self) -> int:
-        """One incarnation from birth to death: its exit code."""
-        incarnation = self._settings.incarnation + 1
-        self._settings = msgspec.structs.replace(self._settings, incarnation=incarnation)
-        self._refusal = None
-        self._home = self._folder / str(incarnation)
-        self._home.mkdir(mode=0o700)
-        lost = asyncio.Event()
-        listener = await asyncio.get_running_loop().create_unix_server(
-            lambda: self._connect(lost), self._home / frames.CONTROL
+    @property
+    def told(self) -> EngineState:
+        """What front ends know of it."""
+        return EngineState(
+            name=self.name, state=self.state, incarnation=self.incarnation, info=self.info, folder=str(self.home)
         )
-        try:
-            self._process = process = await asyncio.create_subprocess_exec(
-                *ENGINE_COMMAND,
-                str(self._home),
-                msgspec.json.encode(self._settings).decode(),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=sys.stderr,
-                start_new_session=True,  # Ctrl-C is the supervisor's: requests finish first
-            )
-            self.spawned.set()
-            if self._stopping:  # since before there was a process to kill
-                _kill(process)
-            log.info("engine started", extra=fields(model=self.name, pid=process.pid, incarnation=incarnation))
-            exit_ = asyncio.ensure_future(process.wait())
-            await asyncio.wait({exit_, end := asyncio.ensure_future(lost.wait())}, return_when=asyncio.FIRST_COMPLETED)
-            end.cancel()
-            await self._bury(process)
-            return exit_.result() if exit_.done() else await exit_
-        finally:
-            listener.close()
-            shutil.rmtree(self._home, ignore_errors=True)
-            if self._control is not None:
-                self._control.close()
-                self._disconnect()
-            self._process = None
 
-    async def _bury(self, process: asyncio.subprocess.Process) -> None:
-        """Waits for a process that should be ending, and kills it where it does not."""
-        try:
-            await asyncio.wait_for(process.wait(), _LAST_WORDS)
-        except TimeoutError:
-            _kill(process)
-            await process.wait()
+    def _command(self) -> Sequence[str]:
+        settings = msgspec.structs.replace(self._settings, incarnation=self.incarnation)
+        return (*ENGINE_COMMAND, str(self.home), msgspec.json.encode(settings).decode())
 
-    def _connect(self, lost: asyncio.Event) -> asyncio.Protocol:
-        if self._control is not None:
-            return _Stranger()
+    def _decoder(self) -> msgspec.msgpack.Decoder[wire.FromEngine]:
+        return frames.from_engine_decoder
 
-        def on_lost() -> None:
-            if control is self._control:
-                self._disconnect()
-                lost.set()
-
-        self._control = control = Link(frames.from_engine_decoder, self._hear, on_lost)
-        return control
-
-    def _disconnect(self) -> None:
-        if self.channel is not None:
-            self.channel.close()
-        self._control = self.channel = None
-        self._metrics.lost()
-        if not self._stopping:
-            self._change(State.LOADING if self.info is None else State.RESTARTING)
+    def _connected(self) -> None:
+        """It speaks first."""
 
     def _hear(self, message: wire.FromEngine) -> None:
-        if message.incarnation != self._settings.incarnation:
-            raise ValueError(f"incarnation {message.incarnation} is not {self._settings.incarnation}")
+        if message.incarnation != self.incarnation:
+            raise ValueError(f"incarnation {message.incarnation} is not {self.incarnation}")
         if isinstance(message, wire.StepResult):
             self._metrics.step(message)
         elif isinstance(message, wire.Loading):
             self.progress = message
             self._on_change(self)
         elif isinstance(message, wire.Failed):
-            self._refusal = message.message
+            self._refusal = f"{self.name}: {message.message}"
         else:
             self.info = message.model
-            self._unready = 0
+            self._ready()
             self._metrics.ready(message.model)
             log.info(
                 "model ready", extra=fields(model=self.name, memory=message.model.memory, pages=message.model.pages)
             )
-            self._asking = asyncio.ensure_future(self._ask())
+            self._change(State.READY)
 
-    async def _ask(self) -> None:
-        channel = Channel(self._settings.incarnation, self._welcome, lambda _: None)
-        with contextlib.suppress(OSError):  # it died meanwhile
-            await asyncio.get_running_loop().create_unix_connection(lambda: channel, str(self._home / frames.REQUESTS))
+    def _end(self, process: asyncio.subprocess.Process) -> None:
+        if self.link is not None and self.state is State.READY:
+            self.link.send(wire.Stop())
+        else:
+            kill(process)  # it loads: there is nothing to finish
 
-    def _welcome(self, channel: Channel) -> None:
-        self.channel = channel
-        self._change(State.READY)
+    def _lost(self) -> None:
+        self._metrics.lost()
+        if not self._stopping:
+            self._change(State.LOADING if self.info is None else State.RESTARTING)
 
-    def _unanswered(self) -> int:
-        """Sequences that the engine has not answered. May be called from any thread."""
-        channel = self.channel  # read once: it may go meanwhile
-        return channel.pending.sequences if channel is not None else 0
+    def _restarted(self, reason: Literal["signal", "exit"]) -> None:
+        self._metrics.restarted(reason)
+
+    def _given_up(self) -> None:
+        self._change(State.FAILED)
 
     def _change(self, state: State) -> None:
         self.state = state
         self._on_change(self)
 
 
-class _Stranger(asyncio.Protocol):
-    """A second connection to the socket of an engine: nobody we know."""
+class FrontEnd(Child):
+    """One front end. It hears of every change of an engine."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Hangs up."""
-        transport.close()
+    kind = "front end"
 
+    def __init__(
+        self, settings: FrontEndSettings, folder: Path, metrics: ServerMetrics, engines: Sequence[Engine]
+    ) -> None:
+        super().__init__(folder, front_end=settings.number)
+        self.pending: dict[str, int] = {}
+        """Sequences of each model that wait for answers, as of late."""
+        self.serving = asyncio.Event()
+        """Set once every model was ready."""
+        self._settings = settings
+        self._metrics = metrics
+        self._engines = engines
 
-def _kill(process: asyncio.subprocess.Process) -> None:
-    """Kills a process that may have ended."""
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
+    @property
+    def title(self) -> str:
+        """What users are told it is."""
+        return f"front end {self._settings.number}"
+
+    def tell(self, message: control.ToFrontEnd) -> None:
+        """Sends it a message, where it lives."""
+        if self.link is not None:
+            self.link.send(message)
+
+    async def drain(self) -> None:
+        """Lets what runs finish; returns once the process has ended."""
+        self._stopping = True
+        if self._process is not None:
+            self.tell(control.Drain())
+            if self.link is None:
+                kill(self._process)  # it starts: there is nothing to finish
+            await self._process.wait()
+
+    def _command(self) -> Sequence[str]:
+        return (*FRONT_END_COMMAND, str(self.home), msgspec.json.encode(self._settings).decode())
+
+    def _decoder(self) -> msgspec.msgpack.Decoder[control.ToSupervisor]:
+        return control.to_supervisor_decoder
+
+    def _connected(self) -> None:
+        for engine in self._engines:
+            self.tell(engine.told)
+
+    def _hear(self, message: control.ToSupervisor) -> None:
+        match message:
+            case control.Load():
+                self.pending = message.pending
+            case control.Refused():
+                self._refusal = message.message
+            case control.Serving():
+                self._ready()
+                self.serving.set()
+
+    def _lost(self) -> None:
+        self.pending = {}
+
+    def _given_up(self) -> None:
+        """The others go on."""
+
+    def _restarted(self, reason: Literal["signal", "exit"]) -> None:
+        self._metrics.front_end_restarts.labels(reason).inc()
 
 
 class Supervisor:
-    """The engines of every model of the server."""
+    """The engines of every model, and the front ends before them."""
 
-    def __init__(self, plan: Sequence[wire.EngineSettings], metrics: Metrics) -> None:
-        """Starts nothing before `start`."""
+    def __init__(
+        self,
+        engines: Sequence[wire.EngineSettings],
+        front_ends: Sequence[FrontEndSettings],
+        folder: Path,
+        metrics: ServerMetrics,
+    ) -> None:
+        """`folder`: of mode 0700, for the sockets of every process. Starts nothing before `start`."""
         self.engines: dict[str, Engine] = {}
+        for number, settings in enumerate(engines):
+            self.engines[settings.name] = Engine(
+                settings, folder / f"e{number}", metrics, partial(self._unanswered, settings.name), self._tell
+            )
+        self.front_ends = [
+            FrontEnd(settings, folder / f"f{settings.number}", metrics, tuple(self.engines.values()))
+            for settings in front_ends
+        ]
         self._watchers: list[Callable[[Engine], None]] = []
-        self._folder = Path(tempfile.mkdtemp(prefix="tercet-"))  # mode 0700
-        self._life: asyncio.Future[list[None]] | None = None
-        for number, settings in enumerate(plan):
-            folder = self._folder / str(number)
-            folder.mkdir(mode=0o700)
-            self.engines[settings.name] = Engine(settings, folder, metrics, self._tell)
+        self._told: dict[str, EngineState] = {}
+        self._lives: list[asyncio.Future[None]] = []
 
     def watch(self, watcher: Callable[[Engine], None]) -> None:
         """`watcher` will hear of every change of an engine's state or progress."""
         self._watchers.append(watcher)
 
     async def start(self) -> None:
-        """Starts every engine's process."""
-        self._life = asyncio.gather(*(engine.run() for engine in self.engines.values()))
-        spawned = asyncio.gather(*(engine.spawned.wait() for engine in self.engines.values()))
-        await asyncio.wait({self._life, spawned}, return_when=asyncio.FIRST_COMPLETED)
+        """Starts every process."""
+        self._lives = [asyncio.ensure_future(child.run()) for child in self._children]
+        spawned = asyncio.gather(*(child.spawned.wait() for child in self._children))
+        await asyncio.wait({*self._lives, spawned}, return_when=asyncio.FIRST_COMPLETED)
         spawned.cancel()
 
     async def run(self) -> None:
-        """Waits until every engine stays down. Raises the first StartError."""
-        if self._life is not None:
-            await self._life
+        """Waits until every process stays down.
+
+        Raises StartError of the first that does not start, and where no front end is left.
+        """
+        engines, front_ends = self._lives[: len(self.engines)], self._lives[len(self.engines) :]
+        await asyncio.gather(*engines, self._last_of(front_ends))
+
+    async def serving(self) -> None:
+        """Waits until every front end serves every model."""
+        await asyncio.gather(*(front_end.serving.wait() for front_end in self.front_ends))
+
+    async def drain(self, hurried: asyncio.Event, timeout: float) -> None:
+        """Lets the front ends finish what runs, but hurries them after so many seconds, or once that is asked for."""
+        drained = asyncio.gather(*(front_end.drain() for front_end in self.front_ends))
+        hurry = asyncio.ensure_future(hurried.wait())
+        await asyncio.wait({drained, hurry}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        for front_end in self.front_ends:
+            front_end.tell(control.Hurry())
+        await asyncio.wait({drained}, timeout=_LAST_ANSWERS)
+        drained.cancel()
+        hurry.cancel()
 
     async def stop(self) -> None:
-        """Ends every engine and removes the sockets; where that is done, does nothing."""
-        await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
-        if self._life is not None:
-            await asyncio.gather(self._life, return_exceptions=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Ends every process; where that is done, does nothing."""
+        await asyncio.gather(*(child.stop() for child in self._children))
+        await asyncio.gather(*self._lives, return_exceptions=True)
+
+    @property
+    def _children(self) -> list[Child]:
+        return [*self.engines.values(), *self.front_ends]
+
+    async def _last_of(self, front_ends: Sequence[asyncio.Future[None]]) -> None:
+        if front_ends:
+            await asyncio.gather(*front_ends)
+            raise StartError("every front end died too often", refused=False)
+
+    def _unanswered(self, model: str) -> int:
+        """Sequences that wait for a model's answers. May be called from any thread."""
+        return sum(front_end.pending.get(model, 0) for front_end in self.front_ends)
 
     def _tell(self, engine: Engine) -> None:
+        """Tells the watchers of a change, and the front ends where it is one of state."""
         for watcher in self._watchers:
             watcher(engine)
+        if self._told.get(engine.name) != engine.told:
+            self._told[engine.name] = engine.told
+            for front_end in self.front_ends:
+                front_end.tell(engine.told)

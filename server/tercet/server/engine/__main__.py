@@ -33,13 +33,14 @@ log = logging.getLogger("tercet.server.engine")
 
 def main(arguments: Sequence[str]) -> int:
     """Runs an engine; returns the exit code."""
-    configure()
     # OpenMP's threads would else spin for milliseconds while they wait, on the cores of the front end and of the other
     # engines; without any spinning, they would fall asleep in the short gaps between the ops of a batch.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to us too, but requests finish first
+    for number in (signal.SIGINT, signal.SIGTERM):  # some send them to every process, but requests finish first
+        signal.signal(number, signal.SIG_IGN)
     folder, settings_json = arguments
     settings = msgspec.json.decode(settings_json, type=EngineSettings)
+    configure(f"engine {settings.name}")
     connections = Connections(Path(folder), settings.incarnation)
     connections.end_process_with_supervisor()
     try:

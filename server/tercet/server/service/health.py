@@ -33,7 +33,7 @@ class Health:
     async def update(self) -> None:
         """Reports what changed."""
         ready = {name for name, model in self._registry.models.items() if model.ready}
-        self._was_ready |= ready
+        self._was_ready |= {name for name, model in self._registry.models.items() if model.was_ready}
         serving = {f"model/{name}": name in ready for name in self._registry.models}
         serving[""] = self.started and bool(ready)
         for service, serves in serving.items():

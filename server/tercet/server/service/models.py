@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tercet.server.supervisor import State
+from tercet.server.control import State
 from tercet.v1.models_pb2 import (
     Family,
     GetModelRequest,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from tercet.server.control import State
 from tercet.server.service.errors import (
     ENGINE_PAUSE,
     InvalidArgumentError,
@@ -12,7 +13,6 @@ from tercet.server.service.errors import (
     UnavailableError,
     UnsupportedTaskError,
 )
-from tercet.server.supervisor import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tercet.server import wire
     from tercet.server.channel import Channel
     from tercet.server.config import Settings
+    from tercet.server.engines import Engine
     from tercet.server.service.rpc import Exchange
-    from tercet.server.supervisor import Engine
     from tercet.server.text import TextModel
 
 Task = Literal["embed", "generate", "chat", "rerank", "classify", "zero_shot", "tag", "fill_mask", "answer", "score"]
@@ -56,6 +56,11 @@ class ServedModel:
     def ready(self) -> bool:
         """Whether it answers requests."""
         return self.engine.state is State.READY and self.text is not None
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether it answers requests, or did: maybe before this front end was there."""
+        return self.ready or (self.text is not None and self.engine.state in (State.RESTARTING, State.FAILED))
 
     def check_text(self) -> None:
         """Raises CheckpointTextError where its text is of another vocabulary than its engine's."""

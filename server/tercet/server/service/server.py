@@ -1,4 +1,4 @@
-"""The gRPC server from start to drain."""
+"""The gRPC server of one front end, from start to drain."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from tercet.server.logs import fields
+from tercet.server.ports import BindError, address
 from tercet.server.service.embedding import EmbeddingServicer
 from tercet.server.service.generation import GenerationServicer
 from tercet.server.service.health import Health
@@ -26,33 +27,31 @@ from tercet.server.text import load_text_model
 from tercet.v1 import embedding_pb2, generation_pb2, models_pb2, scoring_pb2, text_pb2, understanding_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
     from tercet.server.config import Settings
+    from tercet.server.engines import Engine
     from tercet.server.metrics import Metrics
     from tercet.server.shutdown import Shutdown
-    from tercet.server.supervisor import Engine, Supervisor
 
 log = logging.getLogger(__name__)
 _LAST_ANSWERS = 1.0  # seconds for the errors of cut-off calls to reach their clients
 
 
-class BindError(OSError):
-    """An address that can't be listened on; one line."""
-
-
 class Server:
-    """Every service on one port, over the engines of a supervisor."""
+    """Every service on one port."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, supervisor: Supervisor) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, engines: Collection[Engine], changed: asyncio.Event
+    ) -> None:
+        """`changed` is set where an engine's state has changed."""
         self._settings = settings
-        self._metrics = metrics
-        self._supervisor = supervisor
-        self._registry = Registry(supervisor.engines.values(), settings)
+        self._engines = engines
+        self._registry = Registry(engines, settings)
         self._health = Health(self._registry)
         self._gate = Gate()
-        self._changed = asyncio.Event()
+        self._changed = changed
         self._grpc = grpc.aio.server(options=_options(settings))
         sequencer = Sequencer(settings, metrics)
         served: list[tuple[Any, object]] = [
@@ -73,43 +72,37 @@ class Server:
             names += [health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
             reflection.enable_server_reflection(names, self._grpc)
 
-    async def run(self, checkpoints: Mapping[str, Path], shutdown: Shutdown) -> None:
-        """Serves until it is asked to shut down, then drains.
+    async def run(
+        self, port: int, checkpoints: Mapping[str, Path], shutdown: Shutdown, on_serving: Callable[[], None]
+    ) -> None:
+        """Serves until it is asked to shut down, then drains. Calls `on_serving` once every model was ready.
 
-        Raises BindError, CheckpointTextError and supervisor.StartError.
+        Raises BindError and CheckpointTextError.
         """
         work: list[asyncio.Future[None]] = []
         try:
-            addresses = self._bind()
-            self._supervisor.watch(self._notice)
+            self._bind(port)
             await self._health.update()
             await self._grpc.start()
-            for task in (self._supervisor.run(), self._load_texts(checkpoints), self._report(addresses)):
+            for task in (self._load_texts(checkpoints), self._report(on_serving)):
                 work.append(asyncio.ensure_future(task))
             await _first_failure(work, shutdown.asked)
             await self._drain(shutdown.hurried)
         finally:
-            await self._supervisor.stop()
+            for engine in self._engines:
+                engine.close()
             await self._grpc.stop(_LAST_ANSWERS)
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
 
-    def _bind(self) -> dict[str, str]:
-        """Takes the ports; gives the addresses that they make."""
-        settings = self._settings
-        host = _bracketed(settings.host)
+    def _bind(self, port: int) -> None:
+        """Shares the port."""
+        shared = address(self._settings.host, port)
         try:
-            port = self._grpc.add_insecure_port(f"{host}:{settings.port}")
+            self._grpc.add_insecure_port(shared)
         except RuntimeError:
-            raise BindError(f"port: can't listen on {host}:{settings.port}; is the port in use?") from None
-        metrics_host = _bracketed(settings.metrics_host)
-        try:
-            metrics_port = self._metrics.serve(settings.metrics_host, settings.metrics_port)
-        except OSError as error:
-            address = f"{metrics_host}:{settings.metrics_port}"
-            raise BindError(f"metrics_port: can't listen on {address}: {error.strerror}") from None
-        return {"address": f"{host}:{port}", "metrics_address": f"{metrics_host}:{metrics_port}"}
+            raise BindError(f"port: can't listen on {shared}") from None
 
     async def _load_texts(self, checkpoints: Mapping[str, Path]) -> None:
         async def load(name: str, source: Path) -> None:
@@ -118,8 +111,8 @@ class Server:
 
         await asyncio.gather(*(load(name, source) for name, source in checkpoints.items()))
 
-    async def _report(self, addresses: dict[str, str]) -> None:
-        """Keeps health in step with the models, and says once that the server is up."""
+    async def _report(self, on_serving: Callable[[], None]) -> None:
+        """Keeps health in step with the models, and says once that all of them were ready."""
         announced = False
         while True:
             await self._changed.wait()
@@ -129,7 +122,7 @@ class Server:
             await self._health.update()
             if self._health.started and not announced:
                 announced = True
-                log.info("serving", extra=fields(**addresses, models=sorted(self._registry.models)))
+                on_serving()
 
     async def _drain(self, hurried: asyncio.Event) -> None:
         """Lets what runs finish: not healthy at once, closed to new calls soon after, cut off in the end or once that
@@ -148,9 +141,6 @@ class Server:
             wait.cancel()
         log.info("stopping", extra=fields(calls=self._gate.calls))
 
-    def _notice(self, engine: Engine) -> None:
-        self._changed.set()
-
 
 async def _first_failure(work: Iterable[asyncio.Future[None]], stop: asyncio.Event) -> None:
     """Waits for `stop`. Raises the exception of the first work that fails before."""
@@ -162,14 +152,10 @@ async def _first_failure(work: Iterable[asyncio.Future[None]], stop: asyncio.Eve
             task.result()
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 def _options(settings: Settings) -> list[tuple[str, int]]:
     interval = int(settings.keepalive * 1000)
     return [
-        ("grpc.so_reuseport", 0),  # a port in use is an error
+        ("grpc.so_reuseport", 1),  # with the other front ends; the supervisor keeps everybody else away
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", settings.max_streams),
