@@ -52,11 +52,13 @@ def test_lists_of_many_tiles_and_merges_of_merges(implementation, reference, mon
 
     monkeypatch.setattr(module, "MAX_LISTS", 5)
     monkeypatch.setattr(module, "MERGED", 2)
+    monkeypatch.setattr(module, "SINGLES", 4)
     hidden, weight = integers(3, 9, dtype=dtype), integers(8 * 128 + 3, 9, dtype=dtype)
-    values, ids = head_topk(hidden, weight, k=100)
-    expected, expected_ids = reference.head_topk(hidden, weight, k=100, bias=None)
-    assert torch.equal(values, expected)
-    assert torch.equal(ids, expected_ids)
+    for k in (1, 100):
+        values, ids = head_topk(hidden, weight, k=k)
+        expected, expected_ids = reference.head_topk(hidden, weight, k=k, bias=None)
+        assert torch.equal(values, expected)
+        assert torch.equal(ids, expected_ids)
 
 
 @pytest.mark.parametrize("k", [1, 40])

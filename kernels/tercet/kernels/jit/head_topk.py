@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 LIST = 128
 """Keys that a program keeps where more than one is asked for, and tokens of a tile then."""
 MAX_LISTS = 256  # of a row: programs that share a vocabulary
-MERGED = 16  # lists that one program merges
+MERGED = 16  # lists that one program merges,
+SINGLES = 4096  # and of one key each
 
 LOWEST: tl.constexpr = tl.constexpr(-(1 << 63))  # the key of no token
 
@@ -201,7 +202,7 @@ def head_topk(hidden: Tensor, weight: Tensor, *, k: int, bias: Tensor | None) ->
         BLOCK_N=blocks.block_n, BLOCK_D=blocks.block_d, PRECISION=dispatch.input_precision(),
         num_warps=blocks.num_warps, num_stages=blocks.num_stages,
     )  # fmt: skip
-    group = lists if k == 1 else MERGED
+    group = SINGLES if k == 1 else MERGED
     while True:
         groups = triton.cdiv(lists, group)
         merged = None if groups == 1 else keys.new_empty((rows, groups, 1 << length))
