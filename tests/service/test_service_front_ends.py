@@ -205,7 +205,7 @@ def test_a_drain_is_everybodys(slow_decoder: Path, start, spread, tmp_path: Path
 def test_nobody_outlives_a_server_that_is_killed(checkpoints: dict[str, Path], start):
     with start(checkpoints, "--front-ends", str(ENDS)) as server:
         everybody = psutil.Process(server.process.pid).children(recursive=True)
-        assert len(everybody) == ENDS + len(checkpoints)
+        assert len(everybody) >= ENDS + len(checkpoints)  # and those that render chat templates
         server.process.kill()
         server.process.wait()
         _, alive = psutil.wait_procs(everybody, timeout=5)
