@@ -114,7 +114,6 @@ def test_shares_are_equal_and_cover_the_work(programs, count, window, heads):
     programs(count)
     lengths = ((1, 300), (0, 0), (5, 0), (7, 100), (16, 16), (3, 1), (0, 8), (9, 250))
     (q, k, _), rows = batch(lengths, heads=heads[0], kv_heads=heads[1], spare=2)
-    del rows["page_table"]
     plan = attention_plan(q, k, **rows, causal=True, window=window)
     shape, group = tile("paged_attention", q.dtype, HEAD_DIM), heads[0] // heads[1]
     per_row = -(-16 * group // shape.block_m)
@@ -145,8 +144,7 @@ def test_a_plan_serves_many_calls(programs, check):
     """The layers of a step share it: counters are back at 0 after each."""
     programs(11)
     tensors, rows = batch(LENGTHS)
-    made = {name: x for name, x in rows.items() if name != "page_table"}
-    plan = attention_plan(*tensors[:2], **made)
+    plan = attention_plan(*tensors[:2], **rows)
     fresh = plan.clone()
     first = check(tensors, rows, plan=plan)
     assert torch.equal(plan, fresh)

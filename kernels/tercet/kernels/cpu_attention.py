@@ -5,7 +5,7 @@ The queries of one key head stand together as the rows of one matrix, so grouped
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -53,18 +53,56 @@ def attention(
     return out
 
 
+class Lookup(NamedTuple):
+    """Where the keys of a decode step lie, found once for all its layers."""
+
+    rows: Tensor
+    """int64 [R]: those that have a query and keys."""
+    in_order: bool
+    """Whether their queries are q as it lies."""
+    kv_length: Tensor
+    """[R]"""
+    longest: int
+    slots: Tensor
+    """[R * longest]: page * page_size + offset. What is beyond a row's length is its first slot: others may be unused,
+    and what lies there is never read."""
+    mask: Tensor | None
+    """[R, 1, 1, longest]: 0, and -inf where a query doesn't see a key; None where it sees every one."""
+
+
 def attention_plan(
-    q: Tensor, k: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int, causal: bool,
-    window: tuple[int, int] | None,
-) -> Tensor:  # fmt: skip
-    """Empty: one matrix product a row needs no work list."""
-    return q_length.new_empty(0, dtype=torch.int32)
+    q: Tensor, k: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int, page_table: Tensor,
+    key_rows: Tensor | None, causal: bool, window: tuple[int, int] | None,
+) -> Lookup | None:  # fmt: skip
+    """None where rows have several queries, or none has any."""
+    if longest_q > 1:
+        return None
+    starts, queries, counts = q_start.tolist(), q_length.tolist(), kv_length.tolist()
+    live = [row for row, (query, count) in enumerate(zip(queries, counts, strict=True)) if query and count]
+    if not live:
+        return None
+    rows, longest = torch.tensor(live), max(counts[row] for row in live)
+    kv_length = kv_length[rows]
+    places = torch.arange(longest).expand(len(live), -1)
+    real = places < kv_length[:, None]  # [R, longest]
+    holders = rows[:, None]
+    if key_rows is not None:  # the rows whose pages hold the keys
+        holders = torch.where(real, key_rows[rows, :longest], key_rows[rows, :1])
+    visible = real if window is None else real & _visible(_distance(longest, kv_length), causal=True, window=window)
+    return Lookup(
+        rows=rows,
+        in_order=[starts[row] for row in live] == list(range(len(q))),
+        kv_length=kv_length,
+        longest=longest,
+        slots=_slots(page_table, holders, torch.where(real, places, 0), k.shape[1]).flatten(),
+        mask=None if bool(visible.all()) else _hidden(visible, q.dtype)[:, None, None],
+    )
 
 
 def paged_attention(
     q: Tensor, k: Tensor, v: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int,
     longest_kv: int, page_table: Tensor, key_rows: Tensor | None, causal: bool, window: tuple[int, int] | None,
-    scale: float, bias: Tensor | None, plan: Tensor | None, out: Tensor | None,
+    scale: float, bias: Tensor | None, plan: Lookup | None, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """All rows of a decode step at once: one gather of keys and one of values."""
     if longest_q > 1:
@@ -73,49 +111,37 @@ def paged_attention(
             longest_kv=longest_kv, kv_start=None, page_table=page_table, key_rows=key_rows, causal=causal,
             window=window, scale=scale, bias=bias, out=out,
         )  # fmt: skip
-    starts, queries, counts = q_start.tolist(), q_length.tolist(), kv_length.tolist()
-    live = [row for row, (query, count) in enumerate(zip(queries, counts, strict=True)) if query and count]
-    if not live:
+    plan = plan or attention_plan(
+        q, k, q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q, page_table=page_table,
+        key_rows=key_rows, causal=causal, window=window,
+    )  # fmt: skip
+    if plan is None:
         return torch.zeros_like(q) if out is None else out.zero_()
-    every_token = [starts[row] for row in live] == list(range(len(q)))  # the rows are q itself, in order
-    rows = torch.tensor(live)
-    if len(live) < len(starts):
-        q_start, kv_length = q_start[rows], kv_length[rows]
-    lengths = [counts[row] for row in live]
-    longest = max(lengths)
-    page_size, kv_heads, head_dim = k.shape[1:]
-    group = q.shape[1] // kv_heads
-
-    places = torch.arange(longest).expand(len(live), -1)
-    holders = rows[:, None] if key_rows is None else key_rows[rows, :longest]  # the rows whose pages hold the keys
-    mask = None
-    if min(lengths) < longest:
-        real = places < kv_length[:, None]  # [rows, keys]
-        mask = real[:, None, None]
-        # Keys beyond a row's length are read from its first slot: what lies in unused slots is never read.
-        places = torch.where(real, places, 0)
-        holders = holders if key_rows is None else torch.where(real, holders, holders[:, :1])
-    slots = _slots(page_table, holders, places, page_size).flatten()
+    kv_heads, head_dim = k.shape[2:]
+    shape = (len(plan.rows), kv_heads, q.shape[1] // kv_heads, head_dim)
+    queries = q if plan.in_order else q[q_start[plan.rows].long()]
     k_rows, v_rows = (
-        x.view(-1, kv_heads * head_dim).index_select(0, slots).view(len(live), longest, kv_heads, head_dim)
+        x.view(-1, kv_heads * head_dim).index_select(0, plan.slots).view(shape[0], plan.longest, kv_heads, head_dim)
         for x in (k, v)
     )
-    if window is not None or bias is not None:
-        distance = torch.arange(longest) - (kv_length[:, None] - 1)  # key - query; no key is after the query
-        mask = _mask(distance, causal=True, window=window, bias=bias, dtype=q.dtype)
-        mask = mask[:, None, None] if bias is None else mask.transpose(0, 1).view(len(live), kv_heads, group, -1)
+    mask = plan.mask
+    if bias is not None:
+        distance = _distance(plan.longest, plan.kv_length)
+        mask = _mask(distance, causal=True, window=window, bias=bias, dtype=q.dtype)  # [H, R, longest]
+        mask = mask.transpose(0, 1).view(*shape[:3], plan.longest)
     attended = functional.scaled_dot_product_attention(
-        (q if every_token else q[q_start.long()]).view(len(live), kv_heads, group, head_dim),
-        k_rows.transpose(1, 2),
-        v_rows.transpose(1, 2),
-        attn_mask=mask,
-        scale=scale,
-    ).reshape(len(live), -1, head_dim)
-    if every_token:
+        queries.view(shape), k_rows.transpose(1, 2), v_rows.transpose(1, 2), attn_mask=mask, scale=scale
+    ).reshape(shape[0], -1, head_dim)
+    if plan.in_order:
         return attended if out is None else out.copy_(attended)
     out = torch.zeros_like(q) if out is None else out.zero_()
-    out[q_start.long()] = attended
+    out[q_start[plan.rows].long()] = attended
     return out
+
+
+def _distance(longest: int, kv_length: Tensor) -> Tensor:
+    """Distances key - query [R, longest] where the query is the last of its row: no key is after it."""
+    return torch.arange(longest) - (kv_length[:, None] - 1)
 
 
 def _slots(page_table: Tensor, rows: Tensor, places: Tensor, page_size: int) -> Tensor:
@@ -126,11 +152,20 @@ def _slots(page_table: Tensor, rows: Tensor, places: Tensor, page_size: int) -> 
 def _mask(
     distance: Tensor, *, causal: bool, window: tuple[int, int] | None, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """What is visible at each distance key - query [a, b]: bool [a, b], or with a bias, scores of dtype [H, a, b]."""
-    limit = torch.iinfo(distance.dtype).max
-    left, right = (limit, limit) if window is None else window
-    visible = (distance >= -left) & (distance <= (min(right, 0) if causal else right))
+    """What is added to the scores at each distance key - query [a, b]: [a, b], or with a bias [H, a, b]."""
+    visible = _visible(distance, causal=causal, window=window)
     if bias is None:
-        return visible
+        return _hidden(visible, dtype)
     reach = bias.shape[1] // 2
     return bias[:, distance.clamp(-reach, reach) + reach].masked_fill_(~visible, -torch.inf).to(dtype)
+
+
+def _visible(distance: Tensor, *, causal: bool, window: tuple[int, int] | None) -> Tensor:
+    limit = torch.iinfo(distance.dtype).max
+    left, right = (limit, limit) if window is None else window
+    return (distance >= -left) & (distance <= (min(right, 0) if causal else right))
+
+
+def _hidden(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of the scores' dtype: torch would make that of a mask of booleans in every layer."""
+    return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, -torch.inf)

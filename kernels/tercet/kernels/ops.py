@@ -47,7 +47,7 @@ def attention(
     window: tuple[int, int] | None = None,
     scale: float | None = None,
     bias: Tensor | None = None,
-    plan: Tensor | None = None,
+    plan: object = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """softmax(q kᵀ · scale + bias) v for every row, never holding the scores (Dao et al., FlashAttention, 2022).
@@ -108,7 +108,7 @@ def paged_attention(
     window: tuple[int, int] | None = None,
     scale: float | None = None,
     bias: Tensor | None = None,
-    plan: Tensor | None = None,
+    plan: object = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """`attention` over pages for few queries a row: keys are split over a fixed grid and combined (Flash-Decoding).
@@ -134,18 +134,22 @@ def attention_plan(
     q_length: Tensor,
     kv_length: Tensor,
     longest_q: int,
+    page_table: Tensor,
+    key_rows: Tensor | None = None,
     causal: bool = False,
     window: tuple[int, int] | None = None,
-) -> Tensor:
-    """How the programs of `paged_attention`'s grid share its work out, made on the device: int32, for its `plan`.
+) -> object:
+    """What `paged_attention` finds out once for all layers of a step: its `plan`, for the implementation that made it.
 
-    One plan serves the calls whose rows, causality and window are these, one after the other (it counts pieces in
-    the plan): the layers of a step. Of q [T, H, D] and the pages k only shapes, dtype and device matter.
+    On a GPU an int32 tensor: how the programs of the grid share the work out. On a CPU where the keys lie. One plan
+    serves the calls whose rows, causality and window are these, one after the other (a GPU counts pieces in it). Of
+    q [T, H, D] and the pages k only shapes, dtype and device matter.
     """
     _check_attention(q, k, k, None, window)
     return dispatch.call(
         "attention_plan", q, k, q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q,
-        causal=causal, window=window and _bounded(window), head_dim=q.shape[-1],
+        page_table=page_table, key_rows=key_rows, causal=causal, window=window and _bounded(window),
+        head_dim=q.shape[-1],
     )  # fmt: skip
 
 

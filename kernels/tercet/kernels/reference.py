@@ -61,12 +61,11 @@ def attention(
     return out
 
 
-def attention_plan(q: Tensor, k: Tensor, **rows: object) -> Tensor:
-    """Empty: row by row there is no work to share out."""
-    return q.new_empty(0, dtype=torch.int32)
+def attention_plan(q: Tensor, k: Tensor, **rows: object) -> None:
+    """None: row by row there is nothing to share."""
 
 
-def paged_attention(q: Tensor, k: Tensor, v: Tensor, *, plan: Tensor | None, **options: Any) -> Tensor:
+def paged_attention(q: Tensor, k: Tensor, v: Tensor, *, plan: None, **options: Any) -> Tensor:
     return attention(q, k, v, **options)
 
 

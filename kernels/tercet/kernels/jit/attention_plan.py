@@ -162,9 +162,10 @@ def query_tiles(longest_q: int, group: int, blocks: Tile) -> int:
 
 
 def attention_plan(
-    q: Tensor, k: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int, causal: bool,
-    window: tuple[int, int] | None,
+    q: Tensor, k: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int, page_table: Tensor,
+    key_rows: Tensor | None, causal: bool, window: tuple[int, int] | None,
 ) -> Tensor:  # fmt: skip
+    """`page_table` and `key_rows` are of no use here: a kernel looks keys up as it reads them."""
     tokens, heads, head_dim = q.shape
     kv_heads = k.shape[-2]
     blocks = tile("paged_attention", q.dtype, head_dim)

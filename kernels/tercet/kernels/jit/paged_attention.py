@@ -221,8 +221,8 @@ def paged_attention(
     out = q.new_empty(q.shape) if out is None else out
     if plan is None:
         plan = attention_plan(
-            q, k, q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q, causal=causal,
-            window=window,
+            q, k, q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q,
+            page_table=page_table, key_rows=key_rows, causal=causal, window=window,
         )  # fmt: skip
     heads, head_dim = q.shape[1:]
     page_size, kv_heads = k.shape[1:3]

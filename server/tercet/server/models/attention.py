@@ -79,7 +79,7 @@ class PagedKeys:
     def __init__(self, batch: DecoderBatch, cache: KVCache) -> None:
         self.batch = batch
         self.cache = cache
-        self._plans: dict[tuple[bool, bool, Window | None], Tensor] = {}
+        self._plans: dict[tuple[bool, bool, Window | None], object] = {}
 
     def attend(self, attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch = self.batch
@@ -100,7 +100,7 @@ class PagedKeys:
             window=attention.window,
             scale=attention.scale,
             bias=attention.bias,
-            plan=self._plan(q, k_pages, batch.kv_length, causal=attention.causal, window=attention.window),
+            plan=self._plan(q, k_pages, causal=attention.causal, window=attention.window),
         )
 
     def attend_source(self, attention: CrossAttention, q: Tensor) -> Tensor:
@@ -119,15 +119,18 @@ class PagedKeys:
             longest_kv=batch.longest_cross,
             page_table=batch.cross_page_table,
             scale=attention.scale,
-            plan=self._plan(q, k_pages, batch.cross_length),
+            plan=self._plan(q, k_pages, cross=True),
         )
 
     def _plan(
-        self, q: Tensor, k_pages: Tensor, kv_length: Tensor, *, causal: bool = False, window: Window | None = None
-    ) -> Tensor | None:
-        """The work list of the layers that see the same keys, made at the first of them; None where there is none."""
-        rows, kind = self.batch.rows, (kv_length is self.batch.kv_length, causal, window)
+        self, q: Tensor, k_pages: Tensor, *, cross: bool = False, causal: bool = False, window: Window | None = None
+    ) -> object:
+        """What the layers that see the same keys find out once, at the first of them; None where there is nothing."""
+        batch, rows, kind = self.batch, self.batch.rows, (cross, causal, window)
         if rows.longest <= kernels.SPLIT_KV_QUERIES and kind not in self._plans:
+            kv_length, page_table = batch.kv_length, batch.page_table
+            if cross and batch.cross_length is not None and batch.cross_page_table is not None:
+                kv_length, page_table = batch.cross_length, batch.cross_page_table
             self._plans[kind] = kernels.attention_plan(
                 q,
                 k_pages,
@@ -135,6 +138,8 @@ class PagedKeys:
                 q_length=rows.length,
                 kv_length=kv_length,
                 longest_q=rows.longest,
+                page_table=page_table,
+                key_rows=None if cross else batch.key_rows,
                 causal=causal,
                 window=window,
             )
