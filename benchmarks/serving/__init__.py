@@ -11,6 +11,7 @@ TIER = Tier(
         Row("serving/decoding", decoding.measure),
         Row("serving/first answer", startup.measure),
         Row("serving/service, batch calls", service.encoder),
+        Row("serving/service, one stream", service.decoder),
         Row("serving/service, latency", service.latency),
         Row("serving/overhead of one text", overhead.one_text),
         Row("serving/overhead of many texts", overhead.many_texts),

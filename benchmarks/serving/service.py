@@ -24,6 +24,8 @@ from benchmarks.serving.echo import METHOD, echo_server
 from benchmarks.serving.server import serve
 from tercet.client import Client
 from tercet.v1.embedding_pb2 import EmbedRequest, Pooling
+from tercet.v1.generation_pb2 import GenerateManyRequest, GenerateRequest, SamplingParameters
+from tercet.v1.generation_pb2_grpc import GenerationServiceStub
 from tercet.v1.types_pb2 import TextInput, TokenIds
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ ENCODER_PACE = Pace(step=0.0003, token=1 / 3e6)
 TEXTS, TEXT_TOKENS, TEXTS_A_CALL, CALLERS = 4096, 128, 512, 4
 KEPT_BY_ENCODERS = 0.97
 MICROSECONDS_A_TEXT = 8.0
+DECODER_PACE = Pace(step=0.005)
+ROWS, PROMPT_TOKENS, NEW_TOKENS = 64, 32, 256
+KEPT_BY_DECODERS = 0.95
+MICROSECONDS_A_TOKEN = 5.0
 CALLS = 200
 VOCABULARY = 1000  # ids from here on are words of any vocabulary
 
@@ -74,6 +80,51 @@ def encoder(settings: Settings) -> Result:
         f"of {1 / ENCODER_PACE.token / 1e6:g} M tokens/s",
         seconds, ours=OVER_GRPC, amount=TEXTS, unit="texts/s", bars={IN_PROCESS: KEPT_BY_ENCODERS},
         facts={}, goals=[Goal("µs of the service's CPU a text", microseconds, MICROSECONDS_A_TEXT, at_most=True)],
+    )  # fmt: skip
+
+
+def decoder(settings: Settings) -> Result:
+    """Throughput of many generations on one stream, and the service's CPU time for each token."""
+    prompts = _sequences(ROWS, PROMPT_TOKENS)
+    sampling = SamplingParameters(temperature=0, repetition_penalty=1, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+    requests = [
+        GenerateManyRequest(
+            key=key,
+            generate=GenerateRequest(
+                model="smollm2", input=TextInput(token_ids=TokenIds(values=prompt)), sampling=sampling
+            ),
+        )
+        for key, prompt in enumerate(prompts)
+    ]
+    with in_place_of_models(DECODER_PACE):
+        model = InProcess(checkpoints.smollm2(), threads=1)
+    with (
+        serve({"smollm2": checkpoints.smollm2()}, "--threads", "1", pace=DECODER_PACE) as server,
+        Client(server.address) as client,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        client.wait_ready(timeout=60)
+        generate_many = GenerationServiceStub(channel).GenerateMany
+        cpu: list[float] = []
+
+        def over_grpc() -> None:
+            before = server.service_cpu_seconds()
+            tokens = sum(len(step.token_ids) for step in generate_many(iter(requests)))
+            cpu.append(server.service_cpu_seconds() - before)
+            if tokens != ROWS * NEW_TOKENS:
+                raise RuntimeError(f"{tokens} tokens came, not {ROWS * NEW_TOKENS}")
+
+        contestants = {OVER_GRPC: over_grpc, IN_PROCESS: lambda: model.generate(prompts, NEW_TOKENS)}
+        for warm in contestants.values():
+            warm()
+        cpu.clear()
+        seconds = interleave(contestants, settings)
+    microseconds = 1e6 * sum(cpu) / len(cpu) / (ROWS * NEW_TOKENS)
+    return compare(
+        f"{ROWS} generations of {NEW_TOKENS} tokens on one stream, on a null model of {1000 * DECODER_PACE.step:g} ms "
+        "a step",
+        seconds, ours=OVER_GRPC, amount=ROWS * NEW_TOKENS, unit="tokens/s", bars={IN_PROCESS: KEPT_BY_DECODERS},
+        facts={}, goals=[Goal("µs of the service's CPU a token", microseconds, MICROSECONDS_A_TOKEN, at_most=True)],
     )  # fmt: skip
 
 
