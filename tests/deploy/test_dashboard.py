@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import time
@@ -96,7 +97,9 @@ def load(server: RunningServer) -> None:
         client.embed(["a fox", "once upon a time there was a river that sang to the stones"], model="bert")
 
     def generate(client: Client) -> None:
-        client.generate("once upon a time", model="llama", max_new_tokens=20, temperature=0)
+        # A beginning that is found again, and an end that is new and takes others' pages.
+        ids = [*[5] * 20, *(random.randrange(3, 100) for _ in range(20))]
+        client.generate(ids, model="llama", max_new_tokens=20, temperature=0)
 
     def stream(client: Client) -> None:
         for _ in client.stream("the lazy dog", model="t5", max_new_tokens=8, temperature=0):

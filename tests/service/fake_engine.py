@@ -7,7 +7,8 @@ Ready, `gate` is a file to wait for before that, `step` is the seconds of a step
 A vector is [tokens, sum of the ids, number of the pooling, normalize]; each token is its predecessor plus 1, plus the
 sample's number at first, and HELD_ID is answered with nothing until it is cancelled. What a head makes of a token is
 its id times 1, 2, …, a label or an end each, by tenths; what it makes of a text the mean over its tokens. A candidate's
-log probability is minus its id, by tenths; so is a token's that is scored.
+log probability is minus its id, by tenths; so is a token's that is scored. Of a prompt that was there before with the
+same salt half is found in the cache.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class FakeEngine:
         self.questions: list[Question] = []
         self.samples: dict[tuple[int, int], tuple[wire.Generate, list[int]]] = {}
         self.launches = 0
+        self.known: set[tuple[str, ...]] = set()
+        self.cache = wire.CacheCounts()
 
     def take(self, message: wire.ToEngine | Gone) -> None:
         """A message of a front end."""
@@ -88,10 +91,23 @@ class FakeEngine:
                 outputs.append(wire.Rejected(id=id, reason=reason, message="refused by the fake"))
                 self.take(wire.Cancel(id=id))
                 break
-            read += 0 if made or sample else len(message.token_ids)
+            if not made and not sample:
+                read += len(message.token_ids)
+                outputs += self.find(message)
             generated += 1
             outputs += self.generate(message, sample, made)
         self.report(outputs, rows=len(answered) + generated, read=read, generated=generated)
+
+    def find(self, message: wire.Generate) -> list[wire.Output]:
+        """What of a prompt was there before."""
+        prompt = (message.cache_salt, *map(str, message.token_ids))
+        found = (len(message.token_ids) + 1) // 2 if prompt in self.known else 0
+        self.known.add(prompt)
+        kind = "source" if message.decoder_ids else "prefix"
+        counts = {f"{kind}_queries": len(message.token_ids), f"{kind}_hits": found}
+        counts = {name: getattr(self.cache, name) + more for name, more in counts.items()}
+        self.cache = msgspec.structs.replace(self.cache, **counts, evictions=len(self.known))
+        return [wire.Cached(id=message.id, tokens=found)] if found else []
 
     def generate(self, message: wire.Generate, sample: int, made: list[int]) -> list[wire.Tokens]:
         """The next token of a sample; of a beam nothing but all of them at its end."""
@@ -187,6 +203,8 @@ class FakeEngine:
                 running=len(self.samples) + len(self.questions),
                 waiting=0,
                 pages_used=len(self.samples),
+                pages_cached=len(self.known),
+                cache=self.cache,
                 preemptions=0,
                 kernel_launches={"attention/cpu": self.launches},
             )

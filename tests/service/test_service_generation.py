@@ -59,6 +59,20 @@ def test_tokens_text_and_usage(stubs: Stubs):
     assert (response.model, response.truncated) == ("decoder", False)
 
 
+def test_what_was_in_the_cache_is_told(stubs: Stubs):
+    request = generate(21, 22, 23, max_new_tokens=1)
+    request.cache_salt = "ours"
+    assert [stubs.generation.Generate(request).usage.cached_tokens for _ in range(2)] == [0, 2]
+    assert list(stubs.generation.GenerateStream(request))[-1].usage.cached_tokens == 2
+    request.cache_salt = "é" * 256
+    assert stubs.generation.Generate(request).usage.cached_tokens == 0
+    request.cache_salt += "é"
+    for method in (stubs.generation.Generate, lambda one: list(stubs.generation.GenerateStream(one))):
+        refusal = refused(lambda method=method: method(request))
+        assert (refusal.code, refusal.field) == (grpc.StatusCode.INVALID_ARGUMENT, "cache_salt")
+        assert "257 characters, the limit is 256" in refusal.message
+
+
 def test_text_is_tokenized(stubs: Stubs):
     request = GenerateRequest(
         model="decoder", input=TextInput(text="w5 w6"), sampling=SamplingParameters(max_new_tokens=1)

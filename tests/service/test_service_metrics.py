@@ -38,10 +38,12 @@ def load(checkpoints: dict[str, Path], start, connect):
             answer = run()
             if method in ("Embed", "Generate"):
                 tokens["prompt"] += answer.usage.prompt_tokens
+                tokens["cached"] += answer.usage.cached_tokens
                 tokens["generated"] += answer.usage.generated_tokens
             elif method == "GenerateStream":
                 pieces = list(answer)
                 tokens["prompt"] += pieces[-1].usage.prompt_tokens
+                tokens["cached"] += pieces[-1].usage.cached_tokens
                 tokens["generated"] += sum(len(piece.token_ids) for piece in pieces)
         except grpc.RpcError as error:
             code = error.code().name
@@ -98,6 +100,16 @@ def test_tokens_are_those_the_client_counted(load, samples):
     assert total(samples, "tercet_request_generated_tokens_sum")[()] == generated
     assert total(samples, "tercet_batch_tokens_total", kind="real")[()] == prompt + generated
     assert total(samples, "tercet_batch_tokens_total", kind="padding")[()] > 0
+
+
+def test_what_was_found_is_what_the_client_was_told(load, samples):
+    hits = {kind: total(samples, f"tercet_{kind}_cache_hits_total")[()] for kind in ("prefix", "source")}
+    queries = {kind: total(samples, f"tercet_{kind}_cache_queries_total")[()] for kind in ("prefix", "source")}
+    assert hits["prefix"] == hits["source"] == 6
+    assert sum(hits.values()) == load[1]["cached"]
+    assert queries == {"prefix": 14, "source": 7}
+    assert total(samples, "tercet_kv_cache_cached_blocks", model="decoder")[()] == 1
+    assert total(samples, "tercet_kv_cache_evictions_total", model="decoder")[()] == 1
 
 
 def test_outputs_are_timed(load, samples):

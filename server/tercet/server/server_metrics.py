@@ -47,7 +47,7 @@ class ServerMetrics(Registered):
 
         self.running = self._gauge("requests_running", "Sequences in batches; each beam is one.", "model")
         self.waiting = self._gauge("requests_waiting", "Sequences that are in no batch yet.", "model")
-        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts read.", "model")
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, read or found in pages.", "model")
         self.generated_tokens = self._counter(
             "generated_tokens", "Tokens generated, those of every beam included.", "model"
         )
