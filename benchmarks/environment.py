@@ -40,14 +40,20 @@ def gpu_name() -> str | None:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
+def gpu_gib() -> float:
+    """Memory of the first GPU."""
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory / 2**30
+
+
 def gpu_software() -> str | None:
     """The GPU's memory, and the versions that its kernels come from."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return f"{memory:.0f} GiB, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    return f"{gpu_gib():.0f} GiB, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from multiprocessing.process import BaseProcess
 
-    from benchmarks.rows import Settings
+    from benchmarks.rows import Row, Settings
 
 MOST_PROCESSES = 16  # each holds a CUDA context and a row's inputs
 POLL_SECONDS = 0.1
@@ -26,31 +26,35 @@ def warm(tier: str, row: str, settings: Settings) -> None:
     rows[row].measure(dataclasses.replace(settings, only_warm=True))
 
 
-def prepare(rows: Sequence[tuple[str, str]], settings: Settings, seconds: float) -> Mapping[str, str]:
-    """Warms rows, given as tier and name, in processes of their own; gives why some are not prepared.
+def prepare(rows: Sequence[tuple[str, Row]], settings: Settings, gib: float, seconds: float) -> Mapping[str, str]:
+    """Warms rows, each with its tier, in processes of their own; gives why some are not prepared.
 
-    A process that crashes, or that is not done after `seconds`, costs nobody else anything.
+    They take turns in `gib` of the GPU's memory, in their order; one that needs more has it alone. A process that
+    crashes, or that is not done after `seconds`, costs nobody else anything.
     """
     context = multiprocessing.get_context("spawn")
     deadline = time.monotonic() + seconds
-    waiting, running, unready = list(rows), dict[str, "BaseProcess"](), dict[str, str]()
+    waiting, running, unready = list(rows), dict[str, tuple[float, "BaseProcess"]](), dict[str, str]()
     most = min(MOST_PROCESSES, environment.cores())
     plain = dataclasses.replace(settings, clock=None)
     try:
         while (waiting or running) and time.monotonic() < deadline:
-            while waiting and len(running) < most:
+            taken = sum(each for each, _ in running.values())
+            while waiting and len(running) < most and (not running or taken + waiting[0][1].gib <= gib):
                 tier, row = waiting.pop(0)
-                running[row] = context.Process(target=warm, args=(tier, row, plain))
-                running[row].start()
-            for row, process in list(running.items()):
+                process = context.Process(target=warm, args=(tier, row.name, plain))
+                process.start()
+                running[row.name] = row.gib, process
+                taken += row.gib
+            for row, (_, process) in list(running.items()):
                 if not process.is_alive():
                     if process.exitcode:
                         unready[row] = f"its process ended with {process.exitcode}"
                     del running[row]
             time.sleep(POLL_SECONDS)
     finally:
-        for process in running.values():
+        for _, process in running.values():
             process.kill()
             process.join()
     late = dict.fromkeys(running, f"not done after {seconds:.0f} s")
-    return unready | late | {row: "not begun" for _, row in waiting}
+    return unready | late | {row.name: "not begun" for _, row in waiting}

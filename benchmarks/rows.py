@@ -132,6 +132,8 @@ class Row:
     device: Device = "cpu"
     priority: int = 1
     """Rows of low numbers are measured first, whatever their tier: a budget may end the run."""
+    gib: float = 4
+    """Memory of the GPU that it takes at most, so that several can be prepared at a time."""
     small: Callable[[Settings], Result] | None = None
     """The same comparison in small and on a CPU: the tests rehearse what only a GPU measures."""
 

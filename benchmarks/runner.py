@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import importlib
 import os
 import sys
@@ -27,6 +28,8 @@ TIERS = ("kernels", "models", "serving")
 RESULTS = Path(__file__).parent / "results"
 # Shares of the budget that tests and compilers may take before the first row, on a GPU.
 TEST_SHARE, PREPARATION_SHARE = 0.35, 0.2
+GPU_SETTLE = 0.02  # seconds: its contestants leave no thread pools spinning
+MEMORY_SHARE = 0.9  # of the GPU's, for rows that are prepared at a time
 
 
 def _arguments(arguments: Sequence[str] | None, tiers: Sequence[str]) -> argparse.Namespace:
@@ -101,7 +104,7 @@ class Run:
             if options.budget is not None:
                 settings = dataclasses.replace(settings, deadline=self._started + options.budget)
             left = [named for named in self._rows if named[1].name not in self._results]
-            self._prepare([(tier, row.name) for tier, row in left if self._can(row)], settings)
+            self._prepare([named for named in left if self._can(named[1])], settings)
             devices: list[Device] = sorted({row.device for _, row in left})
             chosen = {device: self._calibrated(device, settings) for device in devices}
             for _, row in left:
@@ -127,12 +130,12 @@ class Run:
     def _can(self, row: Row) -> bool:
         return row.device == "cpu" or bool(self._gpu)
 
-    def _prepare(self, rows: Sequence[tuple[str, str]], settings: Settings) -> None:
+    def _prepare(self, rows: Sequence[tuple[str, Row]], settings: Settings) -> None:
         """Compiles in parallel where there is a GPU to compile for."""
         budget = self._options.budget
         if self._options.device != "cuda" or budget is None or not rows:
             return
-        unready = prepare(rows, settings, budget * PREPARATION_SHARE)
+        unready = prepare(rows, settings, environment.gpu_gib() * MEMORY_SHARE, budget * PREPARATION_SHARE)
         self._environment["prepared"] = f"{len(rows) - len(unready)} of {len(rows)} rows"
         for row, reason in unready.items():
             print(f"{row} is not compiled beforehand: {reason}", file=sys.stderr)
@@ -144,7 +147,11 @@ class Run:
         self._environment[f"{device} limits"] = {which: calibration.described(chip) for which, chip in chips.items()}
         state = gpu_state() if device == "cuda" else None
         return dataclasses.replace(
-            settings, chips=chips, device_name=self._gpu if device == "cuda" else "", clock=state and state.clock
+            settings,
+            settle=GPU_SETTLE if device == "cuda" else settings.settle,
+            chips=chips,
+            device_name=self._gpu if device == "cuda" else "",
+            clock=state and state.clock,
         )
 
     def _row(self, row: Row, settings: Settings) -> Result:
@@ -158,10 +165,19 @@ class Run:
             result = row.measure(settings)
         except Exception as error:  # one row's failure is reported and costs no other row its figures
             return Result(row.name, not_measured=f"{type(error).__name__}: {error}", missed=["the row failed"])
+        finally:
+            _release()
         if state and before:
             after = state.read()
             result.facts = {**result.facts, **{key: f"{before[key]:.0f} → {after[key]:.0f}" for key in before}}
         return result
+
+
+def _release() -> None:
+    """Gives back what a row held on the GPU."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def main(arguments: Sequence[str] | None = None, tiers: Sequence[str] = TIERS) -> int:

@@ -1,10 +1,13 @@
 """The models tier: Tercet's engine in this process against transformers and CTranslate2, without a wire between."""
 
-from benchmarks.models import decoding, embedding, seq2seq
+from benchmarks.models import decoders, decoding, embedding, encoders, seq2seq, translators
 from benchmarks.rows import Row, Tier
 
 TIER = Tier(
     rows=(
+        *encoders.ROWS,
+        *decoders.ROWS,
+        *translators.ROWS,
         Row("models/embedding", embedding.in_process),
         Row("models/decoding", decoding.in_process),
         Row("models/seq2seq", seq2seq.in_process),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,60 +12,86 @@ from tercet.server.text import load_text_model
 from tercet.server.wire import Embed, Embedding, EngineSettings, Generate, Rejected, Sampling, Tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-MEMORY = 4 << 30  # bytes
+    from tercet.server.text import TextModel
+    from tercet.server.wire import Pooling
+
+MEMORY = {"cpu": 4 << 30, "cuda": 14 << 30}  # bytes of an engine
+GIB = 30  # of a GPU that a row of models takes: its engine, and several copies of its peer
 
 
 class InProcess:
-    """One model's tokenizer and engine, with the service's defaults."""
+    """One model's engine, with the service's defaults but for the prefix cache: every run computes everything."""
 
-    def __init__(self, source: Path, threads: int) -> None:
-        self.text = load_text_model(source)
+    def __init__(
+        self, source: Path, threads: int, *, device: str = "cpu", dtype: str = "auto", max_batch_tokens: int = 0
+    ) -> None:
+        self._source = source
         settings = EngineSettings(
-            name="benchmark", source=str(source), incarnation=0, device="cpu", dtype="auto", kernels="auto",
-            layout="auto", memory=MEMORY, threads=threads, max_length=None, max_rows=128, max_batch_tokens=8192,
+            name="benchmark", source=str(source), incarnation=0, device=device, dtype=dtype, kernels="auto",
+            layout="auto", memory=MEMORY[device.partition(":")[0]], threads=threads, max_length=None, max_rows=128,
+            max_batch_tokens=max_batch_tokens, prefix_cache=False,
         )  # fmt: skip
         self._engine, self.info = load_engine(settings, lambda _: None)
         self._requests = 0
 
-    def embed_ids(self, sequences: Sequence[list[int]]) -> int:
-        """Reads sequences of token ids and takes the first token's vectors; gives how many there are."""
-        for token_ids in sequences:
-            self._engine.submit(Embed(id=self._id(), token_ids=token_ids, pooling="cls", normalize=True))
-        answered = 0
-        while self._engine.busy:
-            answered += sum(isinstance(output, Embedding) for output in self._engine.step().outputs)
-        return answered
+    @functools.cached_property
+    def text(self) -> TextModel:
+        """The checkpoint's tokenizer and how it wants to be used."""
+        return load_text_model(self._source)
 
     def _id(self) -> int:
         self._requests += 1
         return self._requests
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Mean over tokens, length 1: [n, hidden]."""
-        vectors: dict[int, bytes] = {}
-        for encoded in self.text.tokenizer.encode_batch(list(texts)):
-            request = self._id()
-            vectors[request] = b""
-            self._engine.submit(
-                Embed(id=request, token_ids=encoded.ids, type_ids=encoded.type_ids, pooling="mean", normalize=True)
-            )
+    def _answers(self) -> Iterator[Embedding | Tokens]:
+        """Until there is nothing left to do. Raises RuntimeError for a request that is rejected."""
         while self._engine.busy:
             for output in self._engine.step().outputs:
-                if isinstance(output, Embedding):
-                    vectors[output.id] = output.data
-                elif isinstance(output, Rejected):
+                if isinstance(output, Rejected):
                     raise RuntimeError(output.message)
+                if isinstance(output, Embedding | Tokens):
+                    yield output
+
+    def embed_ids(self, sequences: Sequence[Sequence[int]], pooling: Pooling = "cls") -> NDArray[np.float32]:
+        """Vectors of length 1 of sequences of token ids: [n, hidden]."""
+        return self._vectors(
+            [Embed(id=self._id(), token_ids=list(ids), pooling=pooling, normalize=True) for ids in sequences]
+        )
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Mean over tokens, length 1: [n, hidden]."""
+        return self._vectors([
+            Embed(id=self._id(), token_ids=encoded.ids, type_ids=encoded.type_ids, pooling="mean", normalize=True)
+            for encoded in self.text.tokenizer.encode_batch(list(texts))
+        ])  # fmt: skip
+
+    def _vectors(self, requests: Sequence[Embed]) -> NDArray[np.float32]:
+        vectors = {request.id: b"" for request in requests}
+        for request in requests:
+            self._engine.submit(request)
+        for output in self._answers():
+            if isinstance(output, Embedding):
+                vectors[output.id] = output.data
         return np.stack([np.frombuffer(data, dtype="<f4") for data in vectors.values()])
 
-    def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
-        """Greedy tokens of each prompt; a decoder makes exactly `new_tokens`, seq2seq stops at its end of sequence."""
-        defaults = self.text.generation
-        seq2seq = self.info.family == "seq2seq"
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        *,
+        decoder_ids: Sequence[int] = (),
+        eos_ids: Sequence[int] = (),
+        beams: int = 1,
+    ) -> list[list[int]]:
+        """The likeliest tokens after each prompt, or of the best beam; exactly `new_tokens` where nothing ends it.
+
+        decoder_ids: what a seq2seq decoder starts from.
+        """
         generated: dict[int, list[int]] = {}
         for prompt in prompts:
             request = self._id()
@@ -73,15 +100,12 @@ class InProcess:
                 Generate(
                     id=request,
                     token_ids=list(prompt),
-                    decoder_ids=list(defaults.decoder_start_ids) if seq2seq else [],
-                    sampling=Sampling(max_new_tokens=new_tokens),
-                    eos_ids=list(defaults.eos_ids) if seq2seq else [],
+                    decoder_ids=list(decoder_ids),
+                    sampling=Sampling(max_new_tokens=new_tokens, num_beams=beams),
+                    eos_ids=list(eos_ids),
                 )
             )
-        while self._engine.busy:
-            for output in self._engine.step().outputs:
-                if isinstance(output, Tokens):
-                    generated[output.id] += output.token_ids
-                elif isinstance(output, Rejected):
-                    raise RuntimeError(output.message)
+        for output in self._answers():
+            if isinstance(output, Tokens):
+                generated[output.id] += output.token_ids
         return list(generated.values())

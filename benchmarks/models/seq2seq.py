@@ -25,6 +25,7 @@ def in_process(settings: Settings) -> Result:
     """Both stop at the end of sequence, greedy; the engine without the service."""
     title = "pronounce (T5) in float32, 64 words at once, engine in process"
     model = InProcess(checkpoints.pronounce(), settings.threads)
+    starts, ends = model.text.generation.decoder_start_ids, model.text.generation.eos_ids
     torch.set_num_threads(settings.threads)
     tokenizer = AutoTokenizer.from_pretrained(checkpoints.pronounce())
     reference = AutoModelForSeq2SeqLM.from_pretrained(checkpoints.pronounce(), dtype=torch.float32).eval()
@@ -37,10 +38,13 @@ def in_process(settings: Settings) -> Result:
         ids = reference.generate(**padded, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1)
         return [[token for token in row if token != tokenizer.pad_token_id] for row in ids.tolist()]
 
-    theirs, ours = transformers(), model.generate(prompts, NEW_TOKENS)
+    def tercet() -> list[list[int]]:
+        return model.generate(prompts, NEW_TOKENS, decoder_ids=starts, eos_ids=ends)
+
+    theirs, ours = transformers(), tercet()
     unequal = sum(left != right for left, right in zip(ours, theirs, strict=True))
     if unequal > MOST_UNEQUAL:
         return Result(title, not_measured=f"{unequal} words differ from transformers'", missed=["correctness"])
-    seconds = interleave({OURS: lambda: model.generate(prompts, NEW_TOKENS), PEER: transformers}, settings)
+    seconds = interleave({OURS: tercet, PEER: transformers}, settings)
     facts = {"words": WORDS, "words that differ": unequal}
     return compare(title, seconds, ours=OURS, amount=WORDS, unit="words/s", bars={PEER: None}, facts=facts)

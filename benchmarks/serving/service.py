@@ -54,7 +54,7 @@ def encoder(settings: Settings) -> Result:
     sequences = _sequences(TEXTS, TEXT_TOKENS)
     calls = [sequences[first : first + TEXTS_A_CALL] for first in range(0, TEXTS, TEXTS_A_CALL)]
     with in_place_of_models(ENCODER_PACE):
-        model = InProcess(checkpoints.minilm(), threads=1)
+        model = InProcess(checkpoints.minilm(), threads=1, max_batch_tokens=8192)
     with (
         serve(
             {"minilm": checkpoints.minilm()}, "--threads", "1", "--max-batch-tokens", "8192", pace=ENCODER_PACE
