@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,6 +78,7 @@ def continuous(
         use_cuda_graph=graphs, use_async_batching=graphs, allow_block_sharing=False,
         num_blocks=2 + len(prompts) * (longest // PAGE_SIZE + 2), max_batch_tokens=min(MOST_TOKENS, 64 * longest),
     )  # fmt: skip
+    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)  # it warns of the manager at every run
     ends.callback(own.destroy_cached_continuous_batching_manager)
 
     def run() -> list[list[int]]:

@@ -84,11 +84,11 @@ class CTranslate2Embedder:
 
 
 class TransformersDecoder:
-    """A decoder from a GGUF file, computed in float32."""
+    """A decoder from a GGUF file, computed in `dtype`."""
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, dtype: torch.dtype) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=dtype)
         self._model = model.eval()
 
     @torch.inference_mode()

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from benchmarks import checkpoints
-from benchmarks.models.decoding import BARS, REQUESTS, against_peers
+from benchmarks.models.decoding import REQUESTS, against_peers, bars, dtype
 from benchmarks.serving.server import serve
 from tercet.client import Client
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def measure(settings: Settings) -> Result:
     """Sixteen unary calls in flight; each is one request, as sixteen users would make."""
     with (
-        serve({"smollm2": checkpoints.smollm2()}, "--threads", str(settings.threads)) as server,
+        serve({"smollm2": checkpoints.smollm2()}, "--threads", str(settings.threads), "--dtype", dtype()) as server,
         Client(server.address, timeout=600) as client,
         ThreadPoolExecutor(REQUESTS) as users,
     ):
@@ -31,8 +31,8 @@ def measure(settings: Settings) -> Result:
         def generate(prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
             return list(users.map(lambda prompt: one(prompt, new_tokens), prompts))
 
-        title = "SmolLM2 in float32 over gRPC, 16 requests at once, greedy"
-        result = against_peers(title, generate, settings, bars=BARS, watch=server.idle_while)
+        title = f"SmolLM2 in {dtype()} over gRPC, {REQUESTS} requests at once, greedy"
+        result = against_peers(title, generate, settings, bars=bars(), watch=server.idle_while)
         result.facts = {**result.facts, **server.idle_facts()}
         result.missed = [*result.missed, *server.idle_missed()]
         return result
