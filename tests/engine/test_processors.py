@@ -139,7 +139,7 @@ def test_plain_rows_cost_nothing():
     """Neither in the buffer nor on the device."""
     buffer = PackedBuffer()
     pack_processors(buffer.put, [writing("decoder", [1, 2], [], [3])])
-    assert not buffer._fields
+    assert not buffer.fields
     scores = random_scores(1, beams=False)
     before = scores.clone()
     process(scores, {})

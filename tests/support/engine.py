@@ -9,6 +9,7 @@ import torch
 
 from support.null_model import POISON, VOCAB_SIZE, NullModel, continuation
 from tercet.server.engine.engine import Engine
+from tercet.server.engine.graphs import Graphs
 from tercet.server.engine.lanes import Lanes, aligned
 from tercet.server.engine.memory import generates, lane_pages
 from tercet.server.engine.runner import Runner
@@ -43,8 +44,8 @@ def settings(**changes):
     return EngineSettings(**base | changes)
 
 
-def engine_of(model, *, pages=64, ahead=False, **changes):
-    """An engine around a model, with a cache of `pages`."""
+def engine_of(model, *, pages=64, ahead=False, backend=None, **changes):
+    """An engine around a model, with a cache of `pages`; `backend` captures what can be replayed."""
     chosen = settings(**changes)
     if not generates(model):
         pages = 0
@@ -52,7 +53,7 @@ def engine_of(model, *, pages=64, ahead=False, **changes):
     padded = chosen.layout == "padded"
     lanes = Lanes(chosen.max_rows, *lane_pages(model, chosen), model.device)
     return Engine(
-        Runner(model, cache, lanes, max_rows=chosen.max_rows, padded=padded),
+        Runner(model, cache, lanes, max_rows=chosen.max_rows, padded=padded, graphs=backend and Graphs(backend)),
         limits_of(model, chosen, pages),
         chosen,
         padded=padded,

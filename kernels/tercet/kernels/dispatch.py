@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 Implementation = Literal["triton", "cpu", "reference"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
@@ -91,6 +91,11 @@ def input_precision() -> Literal["ieee", "tf32"]:
 def launches() -> dict[str, int]:
     """Calls so far, keyed "op/implementation"."""
     return dict(_launches)
+
+
+def count(calls: Mapping[str, int]) -> None:
+    """Adds calls that ran again without being called: a graph's."""
+    _launches.update(calls)
 
 
 def unsupported_reasons(

@@ -89,7 +89,7 @@ def decoder_work(
         buffer.put("cross_length", sources)
     groups = pack_beams(buffer, taken.searches)
     if sampled:
-        _put_sampling(buffer, sampled, taken.sampling_rows)
+        put_sampling(buffer, sampled, taken.sampling_rows)
     if taken.unknown:
         buffer.put("unknown", taken.unknown)
         buffer.put("unknown_lanes", taken.unknown_lanes)
@@ -121,7 +121,7 @@ def decoder_work(
     return DecoderWork(
         batch,
         sampled=sampled,
-        sampling=_sampling(views, sampled, tables) if sampled else None,
+        sampling=sampled_rows(views, sampled, tables) if sampled else None,
         groups=groups,
         beams=unpack_beams(views, groups) if groups else None,
         copies=buffer.copies,
@@ -133,13 +133,15 @@ def _pages(table: Tensor, lanes: Tensor, width: int) -> Tensor:
     return table[:, :width].index_select(0, lanes)
 
 
-def _put_sampling(buffer: PackedBuffer, sampled: list[Row], rows: list[int]) -> None:
+def put_sampling(buffer: PackedBuffer, sampled: list[Row], rows: list[int]) -> None:
+    """Puts how `rows` of a batch draw into its buffer."""
     pack_sampling(buffer.put, sampled)
     buffer.put("sampling_rows", rows)
     buffer.put("sampling_lanes", [sequence.lanes[0] for sequence in sampled] + [0] * (-len(sampled) % ALIGNED))
 
 
-def _sampling(views: dict[str, Tensor], sampled: list[Row], tables: Lanes) -> SampledRows:
+def sampled_rows(views: dict[str, Tensor], sampled: list[Row], tables: Lanes) -> SampledRows:
+    """What `put_sampling` put there, and what the tables say of these rows."""
     draws = tables.draws_of(views["sampling_lanes"], len(sampled))
     how = unpack_sampling(views, sampled, draws)
     return SampledRows(views["sampling_rows"], views["sampling_lanes"][: len(sampled)], how)

@@ -42,6 +42,7 @@ class Lanes:
 
     def __init__(self, count: int, pages: int, cross_pages: int, device: torch.device) -> None:
         """`pages` and `cross_pages`: the most of a row and of its source."""
+        self.count = count
         self._stride = aligned(count)
         self._width, self._cross_width = aligned(pages), aligned(cross_pages)
         self._seeds_at = len(FIELDS) * self._stride

@@ -60,6 +60,16 @@ def is_processed(sampling: Sampling) -> bool:
     return any(getattr(sampling, name) != getattr(_PLAIN, name) for name in PROCESSING)
 
 
+def is_typical(sampling: Sampling) -> bool:
+    """Whether typical tokens alone are drawn."""
+    return sampling.typical_p < 1 and sampling.temperature > 0
+
+
+def is_plain(sampling: Sampling) -> bool:
+    """Whether tokens are drawn by temperature, top_k, top_p and min_p alone, and told without their likelihood."""
+    return not (sampling.logprobs or is_typical(sampling) or is_processed(sampling))
+
+
 @dataclass
 class _Changes:
     """Tokens of rows, and a value for each where there is one."""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import torch
 
 from tercet.server.engine.beam_rows import BeamTables, continuations, continue_beams
-from tercet.server.engine.decoder_batch import decoder_work
+from tercet.server.engine.decode_steps import DecodeSteps
+from tercet.server.engine.decoder_batch import decoder_work, put_sampling, sampled_rows
 from tercet.server.engine.encoder_batch import encoder_work
-from tercet.server.engine.sampler import choices, draw
-from tercet.server.engine.transfer import Download
+from tercet.server.engine.sampler import choices, draw, likeliest_of
+from tercet.server.engine.transfer import Download, PackedBuffer
 from tercet.server.models import Source
 
 if TYPE_CHECKING:
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tercet.server.engine.beam import BeamSearch, Continuation
+    from tercet.server.engine.decoder_batch import SampledRows
     from tercet.server.engine.encoder_batch import Whole
+    from tercet.server.engine.graphs import Graphs
     from tercet.server.engine.lanes import Lanes
     from tercet.server.engine.reading import Answer, Part
-    from tercet.server.engine.sampler import Choice
+    from tercet.server.engine.sampler import Choice, Drawn
     from tercet.server.engine.scheduler import Chunk
     from tercet.server.engine.sequence import Sequence as Row
     from tercet.server.models import KVCache, Model
@@ -65,11 +68,24 @@ class Runner:
     Passes are launched in the order of their results; on a GPU nothing here waits for one.
     """
 
-    def __init__(self, model: Model, cache: KVCache | None, lanes: Lanes, *, max_rows: int, padded: bool) -> None:
-        """`max_rows`: for so many the logits of a vocabulary fit into memory at once."""
+    def __init__(
+        self,
+        model: Model,
+        cache: KVCache | None,
+        lanes: Lanes,
+        *,
+        max_rows: int,
+        padded: bool,
+        graphs: Graphs | None = None,
+    ) -> None:
+        """`max_rows`: for so many the logits of a vocabulary fit into memory at once; `graphs`: None to launch all."""
         self._model, self._cache, self._lanes, self._max_rows, self._padded = model, cache, lanes, max_rows, padded
         self._page_size = cache.page_size if cache else 1
         self._beams = BeamTables(len(lanes.last_token), model.max_length if cache else 0, model.device)
+        self._steps: DecodeSteps | None = None
+        if graphs and cache:
+            self._steps = DecodeSteps(model, cache, lanes, graphs)
+            self._steps.capture()
 
     @torch.inference_mode()
     def encode(self, rows: Sequence[Row]) -> Pass[list[Answer | None]]:
@@ -107,6 +123,8 @@ class Runner:
         """Computes the next tokens of each row and chooses how sequences go on of which all tokens are computed."""
         if self._cache is None:
             raise ValueError("a model without a cache can't decode")
+        if self._steps and (rows := self._steps.bucket(chunks)):
+            return self._replay(self._steps, [sequence for sequence, _ in chunks], rows)
         model = self._model
         work = decoder_work(
             chunks, self._lanes, self._beams, page_size=self._page_size, padded=self._padded, device=model.device
@@ -116,10 +134,7 @@ class Runner:
         sampling, beams = work.sampling, work.beams
         tensors: list[Tensor] = []
         if sampling is not None:
-            drawn = draw(model, hidden.index_select(0, last[sampling.rows]), sampling.how)
-            # One beyond the vocabulary is of a row that will be rejected, but may be read before that.
-            self._lanes.last_token[sampling.lanes] = drawn.tokens.clamp(max=model.target_vocab_size - 1).int()
-            tensors += drawn.tensors
+            tensors += self._draw(hidden.index_select(0, last[sampling.rows]), sampling).tensors
         told = len(tensors)
         if beams is not None:
             logits = model.logits(hidden.index_select(0, last[beams.rows]))
@@ -132,6 +147,42 @@ class Runner:
             return Chosen(list(zip(work.sampled, made, strict=True)), list(zip(searches, found, strict=True)))
 
         return Pass(work.batch.rows.tokens, work.copies, tensors, chosen)
+
+    def _replay(self, steps: DecodeSteps, sequences: list[Row], rows: int) -> Pass[Chosen]:
+        """A decode step from a graph; rows that need more than their filters draw as ever."""
+        lanes = self._lanes
+        places = [sequence.lanes[0] for sequence in sequences]
+        plain = all(sequence.request.plain for sequence in sequences)
+        lanes.update(sequences)
+        lanes.activate(set(places))
+        buffer = PackedBuffer()
+        views: dict[str, Tensor] = {}
+        lanes.put(buffer)
+        if not plain:
+            put_sampling(buffer, sequences, places)
+        if buffer.fields:
+            views = buffer.upload(self._model.device)
+            lanes.take(views)
+        hidden = steps.read(rows)
+        if plain:
+            likeliest = likeliest_of(sequence.request.sampling for sequence in sequences)
+            how, tensors = None, [steps.draw(rows, likeliest)]
+        else:
+            sampling = sampled_rows(views, sequences, lanes)
+            how, tensors = sampling.how, self._draw(hidden.index_select(0, sampling.rows), sampling).tensors
+
+        def chosen(arrays: list[NDArray[Any]]) -> Chosen:
+            made = choices(arrays, how) if how else [(token, None) for token in arrays[0][places].tolist()]
+            return Chosen(list(zip(sequences, made, strict=True)), [])
+
+        return Pass(rows, buffer.copies, tensors, chosen)
+
+    def _draw(self, hidden: Tensor, sampling: SampledRows) -> Drawn:
+        """Draws the next tokens of rows by their final hidden states, and lets the lanes know them."""
+        drawn = draw(self._model, hidden, sampling.how)
+        # One beyond the vocabulary is of a row that will be rejected, but may be read before that.
+        self._lanes.last_token[sampling.lanes] = drawn.tokens.clamp(max=self._model.target_vocab_size - 1).int()
+        return drawn
 
     def recover(self) -> None:
         """Prepares for the next batch after one has failed. Raises torch.AcceleratorError if the device is lost."""

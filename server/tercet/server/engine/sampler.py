@@ -14,7 +14,7 @@ from tercet.server.engine.likelihood import Likelihood, likelihood, token_logpro
 from tercet.server.engine.processors import (
     Change,
     Processors,
-    is_processed,
+    is_typical,
     pack_processors,
     process,
     unpack_processors,
@@ -110,14 +110,13 @@ logits; None where nobody asked."""
 
 def filters_of(settings: Sampling) -> tuple[float, int, float, float]:
     """Temperature, top_k, top_p and min_p as the `sample` kernel takes them, which rows of `Typical` draw without."""
-    if _is_typical(settings):
+    if is_typical(settings):
         return 1.0, 0, 1.0, 0.0
     return settings.temperature, min(settings.top_k, INT32_MAX), settings.top_p, settings.min_p
 
 
-def is_plain(settings: Sampling) -> bool:
-    """Whether a row needs nothing but its filters to draw."""
-    return not (settings.logprobs or _is_typical(settings) or is_processed(settings))
+CLASSES = (1, CANDIDATES, None)
+"""What `likeliest_of` can say."""
 
 
 def likeliest_of(settings: Iterable[Sampling]) -> int | None:
@@ -136,7 +135,7 @@ def pack_sampling(put: Callable[..., None], sequences: Sequence[Row]) -> None:
     settings = [sequence.request.sampling for sequence in sequences]
     put("position", [sequence.length for sequence in sequences])
     pack_processors(put, sequences)
-    typical = [row for row, s in enumerate(settings) if _is_typical(s)]
+    typical = [row for row, s in enumerate(settings) if is_typical(s)]
     if typical:
         put("typical_rows", typical)
         put("typical_mass", [settings[row].typical_p for row in typical], "f")
@@ -268,7 +267,3 @@ def keep_typical(scores: Tensor, filters: Filters, typical_p: Tensor) -> Tensor:
     dropped = distance > distance.gather(1, last)
     dropped[:, 0] = False
     return scores.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
-
-
-def _is_typical(settings: Sampling) -> bool:
-    return settings.typical_p < 1 and settings.temperature > 0

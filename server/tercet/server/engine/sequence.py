@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from tercet.server.engine.pages import pages_of
-from tercet.server.engine.processors import is_processed
+from tercet.server.engine.processors import is_plain, is_processed
 from tercet.server.wire import Embed, FillMask, Sampling, Score
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class Request:
     """Whose pages it may find: those of requests with the same one."""
     processed: bool = False
     """Whether anything is done to scores before a token is chosen."""
+    plain: bool = True
+    """Whether its filters are all that a token is drawn by, and nothing but the token is told."""
     eos_ids: frozenset[int] = frozenset()
     stop_ids: frozenset[int] = frozenset()
     reading: Reading | None = None
@@ -216,6 +218,7 @@ def generation_request(message: Generate, arrival: int, family: Family, max_leng
         sampling=message.sampling,
         salt=message.cache_salt,
         processed=is_processed(message.sampling),
+        plain=is_plain(message.sampling),
         eos_ids=frozenset(message.eos_ids),
         stop_ids=frozenset(message.stop_ids),
     )

@@ -26,13 +26,14 @@ class PackedBuffer:
         self.copies = 0
         """Moves to the device, for the statistics."""
         self._bytes = bytearray()
-        self._fields: dict[str, tuple[int, int, torch.dtype]] = {}
+        self.fields: dict[str, tuple[int, int, torch.dtype]] = {}
+        """Name -> first byte, bytes and dtype."""
 
     def put(self, name: str, values: Iterable[int] | Iterable[float], code: Literal["i", "f", "q"] = "i") -> None:
         """Appends a field: int32, float32 or int64 values."""
         data = array(code, values)
         self._bytes += bytes(-len(self._bytes) % _ALIGNMENT)
-        self._fields[name] = len(self._bytes), len(data) * data.itemsize, _DTYPES[code]
+        self.fields[name] = len(self._bytes), len(data) * data.itemsize, _DTYPES[code]
         self._bytes += data.tobytes()
 
     def put_table(self, name: str, rows: Sequence[Sequence[int]]) -> None:
@@ -51,7 +52,7 @@ class PackedBuffer:
             host = host.pin_memory()
         buffer = host.to(device, non_blocking=True)
         self.copies += 1
-        return {name: buffer[start : start + size].view(dtype) for name, (start, size, dtype) in self._fields.items()}
+        return {name: buffer[start : start + size].view(dtype) for name, (start, size, dtype) in self.fields.items()}
 
 
 class Download:
@@ -60,6 +61,7 @@ class Download:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._kinds = [(tensor.shape, tensor.dtype) for tensor in tensors]
         parts = [tensor.reshape(-1).view(torch.uint8) for tensor in tensors]
+        # A copy on a CPU, too: what is replayed next writes its results to the same place.
         data = torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
         self._event: torch.cuda.Event | None = None
         if data.device.type == "cuda":
