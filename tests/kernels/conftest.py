@@ -5,40 +5,17 @@ With TERCET_TEST_DEVICE=cuda (`make gpu`) the same tests run compiled kernels on
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+
+from support.device import DEVICE, ON_GPU
+from tercet.kernels import dispatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
-
-
-def _import_interpreted_triton() -> None:
-    """Triton decides when it is imported whether it interprets, and transformers may have imported it before us.
-
-    The variable is set for the import alone: processes that other tests start must not inherit it.
-    """
-    for name in [name for name in sys.modules if name.split(".")[0] == "triton" and not name.startswith("triton._C")]:
-        del sys.modules[name]
-    os.environ["TRITON_INTERPRET"] = "1"
-    try:
-        importlib.import_module("triton.language")
-    finally:
-        del os.environ["TRITON_INTERPRET"]
-
-
-DEVICE = os.environ.get("TERCET_TEST_DEVICE", "cpu")
-ON_GPU = DEVICE == "cuda"
-if not ON_GPU:
-    _import_interpreted_triton()
-
-import torch  # noqa: E402 - only after triton
-
-from tercet.kernels import dispatch  # noqa: E402
 
 IMPLEMENTATIONS = ("triton",) if ON_GPU else ("cpu", "triton")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}

@@ -12,7 +12,6 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
-from triton.runtime.jit import KernelInterface
 
 # What makes the host wait for the device, or the size of a tensor depend on what is in others.
 READS = {
@@ -22,6 +21,8 @@ READS = {
 METHODS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__")
 # What makes tensors of any content, which nothing has to fill again.
 EMPTY = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
+KERNEL = object()
+"""In place of what an op returns."""
 
 
 class HostReadError(RuntimeError):
@@ -56,7 +57,7 @@ class Recorder(TorchDispatchMode):
                 kernel.run(*args, grid=grid, warmup=False, **kwargs)
             finally:
                 self._inside = False
-            self.launches.append((kernel, args, {"grid": grid, **kwargs}, None))
+            self.launches.append((kernel, args, {"grid": grid, **kwargs}, KERNEL))
 
         return run
 
@@ -90,6 +91,8 @@ class EmulatedGraphs:
         """The launches of every graph, in the order of their capture."""
 
     def capture(self, run):
+        from triton.runtime.jit import KernelInterface  # the one that interprets (`support.device`)
+
         run()
         recorder = Recorder()
 
@@ -113,7 +116,7 @@ class EmulatedGraphs:
 
 def again(what, args, kwargs, found):
     """Launches once more, into the tensors that were there."""
-    if isinstance(what, KernelInterface):
+    if found is KERNEL:
         what[kwargs["grid"]](*args, **{name: value for name, value in kwargs.items() if name != "grid"})
         return
     anew = what(*args, **kwargs)

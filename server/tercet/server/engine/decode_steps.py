@@ -63,7 +63,7 @@ class DecodeSteps:
         return self._graphs.replay(("decode", rows))
 
     def draw(self, rows: int, likeliest: int | None) -> Tensor:
-        """The next token of each active row, int64 [rows], by what was read just before; which of `CLASSES` suffices."""
+        """The next token of each active row, int64 [rows], by what was just read; `likeliest` is of `CLASSES`."""
         return self._graphs.replay(("draw", rows, likeliest))
 
     def _read(self, rows: int) -> Tensor:

@@ -11,9 +11,11 @@ from msgspec import structs
 
 from tercet.kernels import dispatch
 from tercet.server.engine.engine import Engine
+from tercet.server.engine.graphs import CudaGraphs, Graphs
 from tercet.server.engine.lanes import Lanes
-from tercet.server.engine.memory import activation_bytes, batch_tokens, count_pages, lane_pages
+from tercet.server.engine.memory import batch_tokens, count_pages, lane_pages, working_bytes
 from tercet.server.engine.runner import Runner
+from tercet.server.engine.tuning import AUTO_LAYOUT
 from tercet.server.engine.validation import limits_of
 from tercet.server.models import load_model
 from tercet.server.wire import Embed, FillMask, Generate, Loading, ModelInfo, Predict, Rejected, Sampling
@@ -64,14 +66,16 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
         settings = structs.replace(settings, max_batch_tokens=batch_tokens(model, _l2_bytes(device)))
 
     report(_loading(settings, "pages", 0, 1))
-    pages = count_pages(model, settings, activation_bytes(model, settings))
+    replays = device.type == "cuda"
+    pages = count_pages(model, settings, working_bytes(model, settings, replays=replays))
     cache = model.new_cache(pages, settings.page_size) if pages else None
     report(_loading(settings, "pages", 1, 1))
 
-    padded = settings.layout == "padded"  # packed wastes nothing, so it is what "auto" means
+    padded = (AUTO_LAYOUT if settings.layout == "auto" else settings.layout) == "padded"
     limits = limits_of(model, settings, pages)
     lanes = Lanes(settings.max_rows, *lane_pages(model, settings), device)
-    runner = Runner(model, cache, lanes, max_rows=settings.max_rows, padded=padded)
+    graphs = Graphs(CudaGraphs()) if replays else None
+    runner = Runner(model, cache, lanes, max_rows=settings.max_rows, padded=padded, graphs=graphs)
     # A CPU computes while it launches: there is nothing to overlap.
     engine = Engine(runner, limits, settings, padded=padded, ahead=device.type == "cuda")
     warm_up(engine, limits, lambda done, total: report(_loading(settings, "warm-up", done, total)))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tercet.server.engine.lanes import lane_bytes
 from tercet.server.engine.pages import pages_of
+from tercet.server.engine.sampler import CLASSES
+from tercet.server.engine.tuning import decode_buckets, encoder_buckets
 
 if TYPE_CHECKING:
+    from tercet.server.engine.tuning import EncoderBucket
     from tercet.server.models import Model
     from tercet.server.wire import EngineSettings
 
@@ -16,6 +20,9 @@ FLOAT_BYTES = 4
 HIDDEN_BUFFERS = 8
 # Vocabulary-sized rows alive at once: logits, and what sampling sorts and sums.
 LOGIT_BUFFERS = 4
+
+# What a driver keeps of a captured graph: an allowance, two kilobytes for each of a thousand launches.
+GRAPH_BYTES = 2 << 20
 
 # Tokens of a batch unless set. A CPU gains nothing from more, and its caches lose the activations.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 8192
@@ -30,11 +37,25 @@ class TooLargeError(Exception):
 
 def activation_bytes(model: Model, settings: EngineSettings) -> int:
     """An upper estimate of what the largest batch needs beside weights and pages."""
-    stacks = model.spec.stacks.values()
-    hidden = max(stack.hidden_size + stack.heads * stack.head_dim for stack in stacks)
-    intermediate = max(stack.intermediate_size * (3 if stack.gated else 2) for stack in stacks)
-    layer = settings.max_batch_tokens * (HIDDEN_BUFFERS * hidden + intermediate)
+    layer = settings.max_batch_tokens * _layer_elements(model)
     return FLOAT_BYTES * (layer + _head_elements(model, settings))
+
+
+def graph_bytes(model: Model, settings: EngineSettings) -> int:
+    """An upper estimate of what replayed batches need: one pool for the largest, and the outputs of all."""
+    tokens = [bucket.tokens for bucket in encoder_buckets_of(model, settings)]
+    rows = decode_buckets(settings.max_rows) if generates(model) else ()
+    graphs = len(tokens) + len(rows) * (1 + len(CLASSES))
+    pool = max((0, *tokens, *rows)) * _layer_elements(model) + (_head_elements(model, settings) if rows else 0)
+    outputs = sum((*tokens, *rows)) * model.hidden_size
+    return FLOAT_BYTES * (pool + outputs) + GRAPH_BYTES * graphs
+
+
+def encoder_buckets_of(model: Model, settings: EngineSettings) -> tuple[EncoderBucket, ...]:
+    """The encoder batches that are replayed of a model: none of one without an encoder."""
+    if model.spec.encoder is None:
+        return ()
+    return encoder_buckets(settings.max_batch_tokens, settings.max_rows, longest_read(model, settings))
 
 
 def batch_tokens(model: Model, l2_bytes: int | None) -> int:
@@ -83,6 +104,12 @@ def longest_sequence_pages(model: Model, settings: EngineSettings) -> int:
     return pages_of(longest_sequence(model, settings), settings.page_size) * (2 if model.family == "seq2seq" else 1)
 
 
+def working_bytes(model: Model, settings: EngineSettings, *, replays: bool) -> int:
+    """What an engine needs beside weights and pages: for a batch, for its lanes, and for graphs if it `replays` any."""
+    lanes = settings.max_rows * lane_bytes(*lane_pages(model, settings))
+    return activation_bytes(model, settings) + lanes + (graph_bytes(model, settings) if replays else 0)
+
+
 def lane_pages(model: Model, settings: EngineSettings) -> tuple[int, int]:
     """The most pages of a row and of its source: what a lane has room for."""
     if not generates(model):
@@ -114,6 +141,13 @@ def count_pages(model: Model, settings: EngineSettings, activations: int) -> int
             f"{longest_sequence(model, settings)} tokens needs {sequence}; lower --max-length or raise --memory"
         )
     return min(fit, settings.max_rows * sequence)
+
+
+def _layer_elements(model: Model) -> int:
+    """What a layer holds of each token."""
+    stacks = model.spec.stacks.values()
+    hidden = max(stack.hidden_size + stack.heads * stack.head_dim for stack in stacks)
+    return HIDDEN_BUFFERS * hidden + max(stack.intermediate_size * (3 if stack.gated else 2) for stack in stacks)
 
 
 def _head_elements(model: Model, settings: EngineSettings) -> int:
