@@ -68,7 +68,7 @@ class _Columns:
 
     def add(self, key: int, index: int, piece: Piece, first: dict[str, Any]) -> None:
         """One more piece; `first`: what it says of the prompt."""
-        if first or piece.logprobs or piece.finish_reason is not None:
+        if first or piece.finish_reason is not None or piece.logprobs:
             details = PieceDetails(
                 piece=len(self.keys),
                 finish_reason=FINISH_REASONS[piece.finish_reason],

@@ -22,29 +22,22 @@ if TYPE_CHECKING:
 class Piece:
     """What is new of one output since it was last taken."""
 
-    __slots__ = ("_texts", "finish_reason", "logprobs", "score", "token_ids")
+    # of most pieces; those that have them hide these
+    logprobs: Sequence[wire.TokenLogprob] = ()
+    """One a token, where asked for."""
+    finish_reason: wire.FinishReason | None = None
+    score: float | None = None
+    """Of a beam."""
 
     def __init__(self) -> None:
-        self._texts: list[str] = []
+        self.texts: list[str] = []
+        """None is empty."""
         self.token_ids: list[int] = []
-        self.logprobs: list[wire.TokenLogprob] = []
-        """One a token, where asked for."""
-        self.finish_reason: wire.FinishReason | None = None
-        self.score: float | None = None
-        """Of a beam."""
 
     @property
     def text(self) -> str:
         """All of it."""
-        return self._texts[0] if len(self._texts) == 1 else "".join(self._texts)
-
-    def add_text(self, text: str) -> None:
-        """More of it."""
-        if text:
-            self._texts.append(text)
-
-    def __bool__(self) -> bool:
-        return bool(self.token_ids or self.finish_reason or self._texts)
+        return "".join(self.texts)
 
 
 class _Sample:
@@ -59,45 +52,49 @@ class _Sample:
         self._decoder = IncrementalDecoder(tokenizer, skip_special_tokens)
         self._matcher = StopMatcher(stop) if stop else None
         self.piece = Piece()
-        self.piece.add_text(self._decoder.push(echo))
+        if text := self._decoder.push(echo):
+            self.piece.texts.append(text)
         self.tokens = 0
         self.first_at = self.last_at = 0.0
         self.finished = False
 
     def add(self, token_id: int) -> bool:
         """Takes a token. True where a stop string ended the output with it."""
-        self.piece.token_ids.append(token_id)
+        piece = self.piece
+        piece.token_ids.append(token_id)
         self.tokens += 1
         text = self._decoder.add(token_id)
-        if self._append(text):
-            self._finish("stop")
+        if self._matcher is not None:
+            text, self.finished = self._matcher.push(text)
+            if self.finished:
+                piece.finish_reason = "stop"
+        if text:
+            piece.texts.append(text)
         return self.finished
 
     def push(self, output: wire.Tokens) -> bool:
         """Takes tokens. True where a stop string ended the output before the engine did."""
-        for place, token_id in enumerate(output.token_ids):
-            self.piece.logprobs += (output.logprobs or ())[place : place + 1]
-            if self.add(token_id):
-                break
-        self.piece.score = output.score
+        before = len(self.piece.token_ids)
+        any(map(self.add, output.token_ids))  # up to the one that ends it
+        piece = self.piece
+        if output.logprobs:
+            piece.logprobs = [*piece.logprobs, *output.logprobs[: len(piece.token_ids) - before]]
+        piece.score = output.score
         if output.finish_reason is None:
             return self.finished
         if not self.finished:
-            stopped = self._append(self._decoder.finish())
-            if self._matcher is not None and not stopped:
-                self.piece.add_text(self._matcher.finish())
-            self._finish("stop" if stopped else output.finish_reason)
+            self._finish(output.finish_reason)
         return False
 
-    def _append(self, text: str) -> bool:
-        stopped = False
+    def _finish(self, reason: wire.FinishReason) -> None:
+        """The engine ended the output: what was held back of its text is certain now."""
+        text, stopped = self._decoder.finish(), False
         if self._matcher is not None:
             text, stopped = self._matcher.push(text)
-        self.piece.add_text(text)
-        return stopped
-
-    def _finish(self, reason: wire.FinishReason) -> None:
-        self.piece.finish_reason = reason
+            text += self._matcher.finish()
+        if text:
+            self.piece.texts.append(text)
+        self.piece.finish_reason = "stop" if stopped else reason
         self.finished = True
 
 
@@ -174,7 +171,7 @@ class Outputs:
             if of.add(token_id):
                 self._note(sample, of, cut_short=True)
             self._tell()
-        return self.finished
+        return self._left == 0
 
     def lose(self) -> None:
         """The engine died."""
@@ -192,9 +189,12 @@ class Outputs:
         """Index and piece of every output that has news. Raises ServiceError."""
         if self._error is not None:
             raise self._error
-        news = [(index, sample.piece) for index, sample in enumerate(self._samples) if sample.piece]
-        for index, _ in news:
-            self._samples[index].piece = Piece()
+        news: list[tuple[int, Piece]] = []
+        for index, sample in enumerate(self._samples):
+            piece = sample.piece
+            if piece.token_ids or piece.texts or piece.finish_reason:
+                news.append((index, piece))
+                sample.piece = Piece()
         return news
 
     async def whole(self) -> list[Piece]:
