@@ -27,6 +27,10 @@ class Recorder:
         self.outputs.append(output)
         return True
 
+    def receive_token(self, sample: int, token_id: int) -> bool:
+        self.outputs.append((sample, token_id))
+        return token_id == 0
+
     def lose(self) -> None:
         self.lost += 1
 
@@ -78,7 +82,9 @@ async def test_answers_reach_who_asked_and_pending_is_what_is_left():
         assert [peer.channel.new_id() for _ in range(3)] == [0, 1, 2]
         peer.channel.submit([embed(0, 1, 2), embed(1)], first)
         peer.channel.submit([embed(2)], second)
-        assert [message.id for message in await peer.received()] == [0, 1, 2]
+        both, last = await peer.received()  # what is asked together travels together
+        assert isinstance(both, wire.Requests)
+        assert [*both.requests, last] == [embed(0, 1, 2), embed(1), embed(2)]
         assert (peer.channel.pending.sequences, peer.channel.pending.tokens) == (3, 4)
         await peer.answer(2, 0)
         assert [output.id for output in first.outputs] == [0]
@@ -162,6 +168,55 @@ async def test_an_answer_that_its_receiver_cannot_take_fails_alone(caplog: pytes
         assert peer.channel.pending.sequences == 0
         assert not peer.lost
     assert caplog.messages == ["an answer can't be read"]
+
+
+def generate(id: int) -> wire.Generate:
+    return wire.Generate(id=id, token_ids=[5], sampling=wire.Sampling(max_new_tokens=9), n=2)
+
+
+@pytest.mark.parametrize("samples", [[], [1, 0, 1]])
+async def test_tokens_in_columns_reach_their_requests_before_other_answers(samples: list[int]):
+    async with connected() as peer:
+        first, second = Recorder(), Recorder()
+        peer.channel.submit([generate(0)], first)
+        peer.channel.submit([generate(1)], second)
+        await peer.received()
+        columns = wire.NextTokens(ids=[1, 9, 0], samples=samples, token_ids=[0, 7, 8])  # nobody waits for 9
+        last = wire.Tokens(id=0, sample=1, token_ids=[3], finish_reason="eos")
+        await peer.send(frames.encode(wire.Answers(incarnation=1, outputs=[last], next_tokens=columns)))
+        assert first.outputs == [(1 if samples else 0, 8), last]
+        assert second.outputs == [(1 if samples else 0, 0)]
+        assert peer.channel.pending.sequences == 0  # both have said that they need no more
+
+
+async def test_a_token_that_its_receiver_cannot_take_fails_alone(caplog: pytest.LogCaptureFixture):
+    class Broken(Recorder):
+        def receive_token(self, sample: int, token_id: int) -> bool:
+            raise IndexError(sample)
+
+    async with connected() as peer:
+        broken, other = Broken(), Recorder()
+        peer.channel.submit([generate(0)], broken)
+        peer.channel.submit([generate(1)], other)
+        await peer.received()
+        columns = wire.NextTokens(ids=[0, 1, 0], samples=[], token_ids=[7, 8, 9])
+        await peer.send(frames.encode(wire.Answers(incarnation=1, outputs=[], next_tokens=columns)))
+        [failure] = broken.outputs
+        assert isinstance(failure, wire.Rejected)
+        assert (failure.id, failure.reason) == (0, "internal")
+        assert other.outputs == [(0, 8)]
+        assert await peer.received() == [wire.Cancel(id=0)]
+    assert caplog.messages == ["an answer can't be read"]
+
+
+async def test_columns_of_unequal_length_break_the_protocol(caplog: pytest.LogCaptureFixture):
+    async with connected() as peer:
+        receiver = Recorder()
+        peer.channel.submit([generate(0)], receiver)
+        columns = wire.NextTokens(ids=[0, 0], samples=[], token_ids=[7])
+        await peer.send(frames.encode(wire.Answers(incarnation=1, outputs=[], next_tokens=columns)))
+        assert receiver.lost == 1
+    assert caplog.messages == ["broken protocol"]
 
 
 async def test_the_time_to_drain_follows_the_pace(monkeypatch: pytest.MonkeyPatch):

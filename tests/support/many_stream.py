@@ -84,7 +84,7 @@ class ManyStream:
         return Refusal(self.ends[key].error)
 
     def same(self, key: int, alone: GenerateResponse) -> bool:
-        """Whether a generation is what a call of its own brings."""
+        """Whether a generation is what a call of its own brings, whatever was found in caches."""
         end = self.ends[key]
         outputs = [
             (output.text, list(output.token_ids), output.finish_reason, list(output.logprobs), _score(output))
@@ -92,13 +92,17 @@ class ManyStream:
         ]
         mine = [tuple(output) for (of, _), output in sorted(self.outputs.items()) if of == key]
         prompt = (list(alone.prompt_token_ids), len(alone.prompt_logprobs))
-        facts = (end.model, end.usage, end.truncated, end.seed)
+        facts = (end.model, _read(end), end.truncated, end.seed)
         return (mine, self.prompts.get(key, ([], 0)), facts, end.HasField("error")) == (
             outputs,
             prompt,
-            (alone.model, alone.usage, alone.truncated, alone.seed),
+            (alone.model, _read(alone), alone.truncated, alone.seed),
             False,
         )
+
+
+def _read(answer: Any) -> tuple[int, int]:
+    return answer.usage.prompt_tokens, answer.usage.generated_tokens
 
 
 def _score(output: Any) -> float | None:

@@ -14,20 +14,19 @@ from tercet.server.link import Link
 from tercet.server.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-Request = wire.Embed | wire.Predict | wire.FillMask | wire.Score | wire.Generate
 log = logging.getLogger(__name__)
 _UNREADABLE = "the server could not read the answer of the model's engine"
 _RATE_SECONDS = 2.0  # over which the rate of finished sequences is averaged
 
 
-def rows(request: Request) -> int:
+def rows(request: wire.Request) -> int:
     """How many sequences a request is in the engine."""
     return max(request.n, request.sampling.num_beams) if isinstance(request, wire.Generate) else 1
 
 
-def prompt_tokens(request: Request) -> int:
+def prompt_tokens(request: wire.Request) -> int:
     """How many tokens a request gives the engine to read."""
     return len(request.token_ids) + (len(request.decoder_ids) if isinstance(request, wire.Score) else 0)
 
@@ -113,22 +112,25 @@ class Channel(Link[wire.ToFrontEnd]):
         """An id that no other request has."""
         return next(self._ids)
 
-    def submit(self, requests: Sequence[Request], receiver: Receiver) -> None:
-        """Sends requests with ids of `new_id`; `receiver` gets their answers.
+    def submit(self, requests: Sequence[wire.Request], receiver: Receiver) -> None:
+        """Sends requests, at least one, with ids of `new_id`; `receiver` gets their answers.
 
-        Where the engine is gone the receiver is told so at once. Raises ValueError, and sends nothing, where a request
-        exceeds the limit of a frame.
+        Where the engine is gone the receiver is told so at once. Raises ValueError, and sends nothing, where they
+        exceed the limit of a frame.
         """
         if not self.connected:
             receiver.lose()
             return
-        data = b"".join(map(frames.encode, requests))
+        data = frames.encode(requests[0] if len(requests) == 1 else wire.Requests(requests=list(requests)))
+        sequences = tokens = 0
         for request in requests:
             entry = self._waiting[request.id] = (receiver, rows(request), prompt_tokens(request))
-            self.pending.add(*entry[1:])
+            sequences += entry[1]
+            tokens += entry[2]
+        self.pending.add(sequences, tokens)
         self.write(data)
 
-    def cancel(self, ids: Sequence[int]) -> None:
+    def cancel(self, ids: Iterable[int]) -> None:
         """Stops those of the requests that are not answered yet; their receiver hears no more of them."""
         self.send(*(wire.Cancel(id=id) for id in ids if self._forget(id)))
 
@@ -163,13 +165,19 @@ class Channel(Link[wire.ToFrontEnd]):
 
     def _deliver(self, outputs: Sequence[wire.Output]) -> None:
         """Gives answers to their receivers. One that can't take its answer fails alone."""
+        waiting = self._waiting
+        sequences = tokens = 0  # answered
         for output in outputs:
-            entry = self._waiting.get(output.id)  # None: cancelled while the answer was on its way
+            entry = waiting.get(output.id)  # None: cancelled while the answer was on its way
             try:
                 if entry is not None and entry[0].receive(output):
-                    self._forget(output.id)
+                    del waiting[output.id]
+                    sequences += entry[1]
+                    tokens += entry[2]
             except Exception:
                 self._give_up(output.id)
+        if sequences:
+            self.pending.remove(sequences, tokens)
 
     def _deliver_tokens(self, tokens: wire.NextTokens) -> None:
         waiting = self._waiting

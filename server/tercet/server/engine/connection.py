@@ -20,13 +20,13 @@ import msgspec
 
 from tercet.server import frames
 from tercet.server.logs import fields
-from tercet.server.wire import Answers, NextTokens, Tokens, Welcome
+from tercet.server.wire import Answers, NextTokens, Requests, Tokens, Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from tercet.server.wire import FromEngine, Output, ToEngine
+    from tercet.server.wire import Cancel, FromEngine, Output, Request, Stop
 
 _ID_BITS = 40  # of a request's id, below the number of its connection
 _RECEIVE_BYTES = 1 << 18
@@ -55,9 +55,9 @@ class _Connection:
         self._writable = select.poll()
         self._writable.register(connected.fileno(), select.POLLOUT)
 
-    def receive(self) -> list[ToEngine]:
+    def receive(self) -> list[Request | Cancel | Stop]:
         """What has arrived."""
-        messages: list[ToEngine] = []
+        messages: list[Request | Cancel | Stop] = []
         full = True
         while full:
             try:
@@ -69,7 +69,8 @@ class _Connection:
             if not data:
                 raise EOFError
             try:
-                messages += map(frames.to_engine_decoder.decode, self._frames.feed(data))
+                for message in map(frames.to_engine_decoder.decode, self._frames.feed(data)):
+                    messages += message.requests if isinstance(message, Requests) else [message]
             except (ValueError, msgspec.MsgspecError) as error:
                 log.error("broken protocol", extra=fields(error=str(error)))
                 raise EOFError from error
@@ -138,9 +139,9 @@ class Connections:
         for number, answers in asked.items():
             self._send(number, _answers(self._incarnation, answers))
 
-    def receive(self, *, wait: bool) -> list[ToEngine | Gone]:
+    def receive(self, *, wait: bool) -> list[Request | Cancel | Stop | Gone]:
         """What has arrived since; with `wait`, an event is waited for, which may bring nothing."""
-        messages: list[ToEngine | Gone] = []
+        messages: list[Request | Cancel | Stop | Gone] = []
         for key, _ in self._selector.select(None if wait and not self._gone else 0):
             if key.fileobj is self._listener:
                 self._accept()
@@ -173,7 +174,7 @@ class Connections:
         self._selector.register(connected, selectors.EVENT_READ, number)
         self._send(number, Welcome(incarnation=self._incarnation, first_id=number << _ID_BITS))
 
-    def _attend(self, number: int) -> list[ToEngine]:
+    def _attend(self, number: int) -> list[Request | Cancel | Stop]:
         """Reads from a front end, and writes what was left."""
         connection = self._front_ends[number]
         try:

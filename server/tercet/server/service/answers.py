@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
 
 from tercet.server import wire
 from tercet.server.channel import prompt_tokens
@@ -19,7 +22,7 @@ from tercet.server.service.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
     from google.protobuf.message import Message
 
@@ -31,8 +34,7 @@ Answer = TypeVar("Answer", bound=wire.Embedding | wire.Prediction | wire.Candida
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True, gc=False):
     """What one input of a request asks of the engine: once, or once for each of its windows, hypotheses, tokens."""
 
     field: str
@@ -120,24 +122,25 @@ async def ask(
     Where the queue is full patient work waits for its turn, other work raises OverloadedError. Raises EngineLostError.
     What is not answered when the caller leaves is cancelled.
     """
-    questions = {q.id: (q, work.field) for work in works if isinstance(work, Work) for q in work.questions}
+    questions = [question for work in works if isinstance(work, Work) for question in work.questions]
     model, channel = target.model, target.channel
     results: Mapping[int, Answer | ServiceError] = {}
     if questions:
-        tokens = [prompt_tokens(question) for question, _ in questions.values()]
+        tokens = list(map(prompt_tokens, questions))
         if patient and model.can_wait(len(questions), sum(tokens)):
             while not model.has_room(channel, len(questions), sum(tokens)):
                 await channel.pending.change()
         model.admit(channel, len(questions), sum(tokens))
-        answers = Answers({id: field for id, (_, field) in questions.items()}, kind)
-        channel.submit([question for question, _ in questions.values()], answers)
+        fields = {question.id: work.field for work in works if isinstance(work, Work) for question in work.questions}
+        answers = Answers(fields, kind)
+        channel.submit(questions, answers)
         try:
             results = await answers.wait()
         finally:
-            channel.cancel(list(questions))
+            channel.cancel(fields)
             observed = metrics.request_prompt_tokens.labels(model.name)
-            for count in tokens:
-                observed.observe(count)
+            for length, count in Counter(tokens).items():
+                observed.observe_all(length, count)
     return [work if isinstance(work, ServiceError) else _together(work, results) for work in works]
 
 

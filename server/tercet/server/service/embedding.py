@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 from tercet.server import wire
 from tercet.server.service.answers import Work, ask
 from tercet.server.service.errors import ServiceError, to_status
-from tercet.server.service.fields import choice, number, unknown, usage
+from tercet.server.service.fields import choice, number, unknown
 from tercet.server.service.rpc import Broken, count_refusal
 from tercet.server.service.sequences import Limit, Sequencer
-from tercet.v1.embedding_pb2 import EmbedItem, EmbedRequest, EmbedResponse, EmbedStreamResponse, Pooling
+from tercet.v1.embedding_pb2 import EmbedRequest, EmbedResponse, EmbedStreamResponse, Pooling
 from tercet.v1.types_pb2 import DTYPE_FLOAT32, Tensor
 
 if TYPE_CHECKING:
@@ -163,25 +163,19 @@ def _response(
 ) -> EmbedResponse:
     """The vectors that there are, and what became of each input. `size` is a vector's where there are none."""
     found = [vectors.data for answer in answers if not isinstance(answer, ServiceError) for vectors in answer]
-    items: list[EmbedItem] = []
-    rows = 0
+    response = EmbedResponse(model=model)
+    rows = read = 0
     for work, answer in zip(works, answers, strict=True):
-        item = EmbedItem()
-        if isinstance(work, Work):
-            item.prompt_tokens = work.tokens
-            item.truncated = work.truncated
+        tokens, truncated = (work.tokens, work.truncated) if isinstance(work, Work) else (0, False)
+        read += tokens
         if isinstance(answer, ServiceError):
-            item.error.CopyFrom(to_status(answer))
+            response.items.add(prompt_tokens=tokens, truncated=truncated, error=to_status(answer))
         else:
-            item.row = rows
-            item.rows = item.prompt_tokens if each_token else 1
-            rows += item.rows
-        items.append(item)
+            own = tokens if each_token else 1
+            response.items.add(prompt_tokens=tokens, truncated=truncated, row=rows, rows=own)
+            rows += own
     data = b"".join(found)
     width = len(data) // (_FLOAT * rows) if rows else size
-    return EmbedResponse(
-        model=model,
-        embeddings=Tensor(dtype=DTYPE_FLOAT32, shape=[rows, width], data=data),
-        items=items,
-        usage=usage(items),
-    )
+    response.embeddings.MergeFrom(Tensor(dtype=DTYPE_FLOAT32, shape=[rows, width], data=data))
+    response.usage.prompt_tokens = read
+    return response

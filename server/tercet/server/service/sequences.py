@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+import msgspec
+
 from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt
 from tercet.server.service.languages import surrounded
 from tercet.server.service.threads import TextThreads
@@ -24,8 +26,7 @@ T = TypeVar("T")
 _DIRECT_CHARS = 2000  # texts up to this in all are tokenized where they are: a thread would cost more than it frees
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSequence:
+class TokenSequence(msgspec.Struct, frozen=True, gc=False):
     """What a model reads for one input."""
 
     token_ids: list[int]
@@ -150,9 +151,7 @@ class Sequencer:
         own, and `around` has special tokens to put around texts in place of the tokenizer's. Raises as `run`.
         """
         size = vocab_size or target.info.vocab_size
-        given = [
-            attempt(partial(self._given, item, field, size, limit)) for item, field in zip(inputs, fields, strict=True)
-        ]
+        given = [self._given(item, field, size, limit) for item, field in zip(inputs, fields, strict=True)]
         texts = {i: respell(one) for i, one in enumerate(given) if isinstance(one, str)}
         by = tokenizer or target.text.tokenizer
         plain = around is None
@@ -164,16 +163,19 @@ class Sequencer:
         }
         return [read[i] if isinstance(one, str) else one for i, one in enumerate(given)]
 
-    def _given(self, item: TextInput, field: str, vocab_size: int, limit: Limit) -> str | TokenSequence:
-        """The text of an input, or its sequence where it has token ids. Raises InvalidArgumentError."""
-        match item.WhichOneof("input"):
-            case "text":
-                self.check_text(f"{field}.text", item.text)
-                return item.text
-            case "token_ids":
-                return fit_ids(f"{field}.token_ids", item.token_ids.values, vocab_size, limit)
-            case _:
-                raise InvalidArgumentError(field, "must have text or token_ids")
+    def _given(self, item: TextInput, field: str, vocab_size: int, limit: Limit) -> str | TokenSequence | ServiceError:
+        """The text of an input, or its sequence where it has token ids, or why it is refused."""
+        try:
+            match item.WhichOneof("input"):
+                case "token_ids":
+                    return fit_ids(f"{field}.token_ids", item.token_ids.values, vocab_size, limit)
+                case "text":
+                    self.check_text(f"{field}.text", item.text)
+                    return item.text
+                case _:
+                    return InvalidArgumentError(field, "must have text or token_ids")
+        except InvalidArgumentError as error:
+            return error
 
     async def pairs(
         self, target: Target, pairs: Sequence[tuple[str, str]], fields: Sequence[str], limit: Limit
@@ -188,7 +190,7 @@ def check_ids(field: str, values: Sequence[int], vocab_size: int, first: int = 0
 
     Raises InvalidArgumentError where there are none or one is not in the vocabulary.
     """
-    ids = list(values)
+    ids = list(values[:])  # a slice of protobuf's is read twice as fast as its elements are
     if not ids:
         raise InvalidArgumentError(field, "must have at least one id")
     if max(ids) >= vocab_size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,9 @@ class Server:
             await self._health.update()
             if self._health.started and not announced:
                 announced = True
+                # What was loaded lives as long as the process: the collector need not look at it again.
+                gc.collect()
+                gc.freeze()
                 on_serving()
 
     async def _drain(self, hurried: asyncio.Event) -> None:

@@ -170,6 +170,12 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     deadline: float | None = None
 
 
+class Requests(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Several at once, in one message."""
+
+    requests: list[Embed | Predict | FillMask | Score | Generate]
+
+
 class Cancel(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Stops a request, or one sample of it, at the next step; its pages are freed. Nothing more is sent for it.
 
@@ -185,4 +191,5 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """From the supervisor: ends the engine's process at once; draining is the front ends' matter."""
 
 
-ToEngine = Embed | Predict | FillMask | Score | Generate | Cancel | Stop
+Request = Embed | Predict | FillMask | Score | Generate
+ToEngine = Request | Requests | Cancel | Stop
