@@ -22,8 +22,9 @@ class ManyStream:
         self.messages: list[GenerateManyResponse] = []
         self.outputs: dict[tuple[int, int], list[Any]] = {}
         """By key and index: text, tokens, finish reason, log probabilities and score."""
-        self.prompts: dict[int, tuple[list[int], int]] = {}
-        """By key: the tokens of an echoed prompt, and how many log probabilities they have."""
+        self.prompts: dict[int, tuple[bool, int, list[int], int]] = {}
+        """By key what its first piece says: whether the prompt was cut, the seed, and of an echoed prompt its tokens
+        and how many log probabilities they have."""
         self.ends: dict[int, GenerateManyEnd] = {}
 
     def start(self, key: int, request: GenerateRequest) -> None:
@@ -56,10 +57,10 @@ class ManyStream:
                 output[2] = details[piece].finish_reason
                 output[3] += details[piece].logprobs
                 output[4] = details[piece].score if details[piece].HasField("score") else None
-                if details[piece].prompt_token_ids:
-                    assert key not in self.prompts
-                    first = details[piece]
-                    self.prompts[key] = list(first.prompt_token_ids), len(first.prompt_logprobs)
+            if key not in self.prompts:
+                first = details[piece]
+                echoed = list(first.prompt_token_ids), len(first.prompt_logprobs)
+                self.prompts[key] = (first.truncated, first.seed, *echoed)
         assert next(ids, None) is None
         for end in message.ends:
             assert end.key not in self.ends, "two ends"
@@ -91,14 +92,9 @@ class ManyStream:
             for output in alone.outputs
         ]
         mine = [tuple(output) for (of, _), output in sorted(self.outputs.items()) if of == key]
-        prompt = (list(alone.prompt_token_ids), len(alone.prompt_logprobs))
-        facts = (end.model, _read(end), end.truncated, end.seed)
-        return (mine, self.prompts.get(key, ([], 0)), facts, end.HasField("error")) == (
-            outputs,
-            prompt,
-            (alone.model, _read(alone), alone.truncated, alone.seed),
-            False,
-        )
+        prompt = (alone.truncated, alone.seed, list(alone.prompt_token_ids), len(alone.prompt_logprobs))
+        told = (mine, self.prompts[key], end.model, _read(end), end.HasField("error"))
+        return told == (outputs, prompt, alone.model, _read(alone), False)
 
 
 def _read(answer: Any) -> tuple[int, int]:

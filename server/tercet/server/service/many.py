@@ -41,7 +41,7 @@ class _Generation:
         """What starts it."""
         self.started: Started | None = None
         self.first: dict[str, Any] | None = None
-        """What its first piece says of the prompt; None until that is known, and nothing is sent before."""
+        """What its first piece says beside its tokens; None until that is known, and nothing is sent before."""
         self.error: ServiceError | None = None
         self.changed = False
         """Whether it is queued to be looked at."""
@@ -67,7 +67,7 @@ class _Columns:
     ends: list[GenerateManyEnd] = field(default_factory=list)
 
     def add(self, key: int, index: int, piece: Piece, first: dict[str, Any]) -> None:
-        """One more piece; `first`: what it says of the prompt."""
+        """One more piece; `first`: what it says beside, where it is its generation's first."""
         if first or piece.finish_reason is not None or piece.logprobs:
             details = PieceDetails(
                 piece=len(self.keys),
@@ -167,7 +167,7 @@ class Many:
                 request, generation.exchange, lambda: self._change(generation)
             )
             self._call.model = self._call.model or generation.exchange.model  # of a stream, its first
-            generation.first = await self._starter.echoed(generation.started)
+            generation.first = generation.started.common | await self._starter.echoed(generation.started)
             self._change(generation)
         except Exception as error:
             self._fail(generation, failure_of(error, self._call))
@@ -229,8 +229,8 @@ class Many:
         if generation.error is not None:
             end.error.CopyFrom(to_status(generation.error))
         elif generation.started is not None:
-            started = generation.started
-            end.MergeFrom(GenerateManyEnd(model=generation.exchange.model, usage=started.usage, **started.common))
+            end.model = generation.exchange.model
+            end.usage.CopyFrom(generation.started.usage)
         columns.ends.append(end)
         generation.close()
         del self._running[generation.key]
