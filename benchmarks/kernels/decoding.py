@@ -14,7 +14,8 @@ from benchmarks.kernels.attention_contestants import compiled
 from benchmarks.kernels.contest import OURS, contest
 from benchmarks.limits import H100
 from benchmarks.rows import CALIBRATED, Goal, Row
-from tercet.kernels import attention, reference
+from tercet import kernels
+from tercet.kernels import reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +85,15 @@ def _sweep(attend: Callable[[int], Tensor], pools: int) -> Tensor:
     return attend(pools - 1)
 
 
+def _step(q: Tensor, pools: list[Pool], rows: dict[str, Any]) -> Tensor:
+    """Our layers of a step, a pool each. They share one plan; kernels of earlier trees have none."""
+    options = dict(rows)
+    if hasattr(kernels, "attention_plan"):
+        told = {name: x for name, x in rows.items() if name != "longest_kv"}
+        options["plan"] = kernels.attention_plan(q, pools[0].k, **told)
+    return [kernels.attention(q, pool.k, pool.v, **options) for pool in pools][-1]
+
+
 def _flex(case: Case, q: Tensor, kv_length: Tensor, keys: list[tuple[Tensor, Tensor]]) -> Callable[[int], Tensor]:
     """FlexAttention on keys [B, H_kv, S, D] of each pool, whose block mask ends each row."""
 
@@ -123,7 +133,6 @@ def _measure(case: Case, settings: Settings) -> Result:
         )[:, :, 0]
 
     contestants: dict[str, Callable[[int], Tensor]] = {
-        OURS: lambda index: attention(q, pools[index].k, pools[index].v, **rows),
         GATHER: lambda index: sdpa(gathered(pools[index].k), gathered(pools[index].v)),
         CONTIGUOUS: lambda index: sdpa(*contiguous[index]),
     }
@@ -139,7 +148,8 @@ def _measure(case: Case, settings: Settings) -> Result:
         f"one token for each of {case.rows} rows over {case.longest // 2}-{case.longest} cached tokens, "
         f"{case.heads} heads of {case.head_dim} over {case.kv_heads}, {case.dtype}, {len(pools)} pools in turn; "
         "bytes of the visible keys and values",
-        {name: functools.partial(_sweep, attend, len(pools)) for name, attend in contestants.items()},
+        {OURS: lambda: _step(q, pools, rows)}
+        | {name: functools.partial(_sweep, attend, len(pools)) for name, attend in contestants.items()},
         row=row_name(case),
         truth=lambda answer: (answer, truth),
         judge=CONTIGUOUS,

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from tercet.kernels.calls import CALLS, HEAD_DIMS
-from tercet.kernels.compiled import TABLE, broken_requirements, read_table, write_table
+from tercet.kernels.compiled import SHARED_LIMIT, TABLE, broken_requirements, read_table, write_table
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 PINNED = re.search(r"^triton==(.+)$", CONSTRAINTS.read_text(), re.MULTILINE)[1]
 TARGETS = {"sm_80", "sm_90", "sm_100", "gfx942"}
+RESERVED_SHARED = {"sm_80": 1 << 10, "sm_90": 1 << 10}  # bytes the system takes for a program
 
 
 def check(table, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -42,6 +43,22 @@ def test_every_call_target_and_version_is_there():
         for call in CALLS:
             assert {row.target for row in rows.values() if (row.triton, row.call) == (version, call)} == TARGETS
     assert {call.head_dim for call in CALLS.values()} >= set(HEAD_DIMS)
+
+
+def test_all_programs_of_paged_attention_run_at_once():
+    """Their shares are equal: one that waited for a place would end last."""
+    from tercet.kernels.jit.attention_plan import REGISTERS, RESIDENT
+
+    rows = [
+        row for row in read_table().values() if row.kernel == "paged_attention_kernel" and row.target in RESERVED_SHARED
+    ]
+    assert {CALLS[row.call].head_dim for row in rows} == set(HEAD_DIMS)
+    for row in rows:
+        programs = RESIDENT[min(size for size in RESIDENT if size >= CALLS[row.call].head_dim)]
+        warps = int(re.search(r"num_warps=(\d+)", row.configuration)[1])
+        reserved = RESERVED_SHARED[row.target]
+        assert programs * 32 * warps * -(-row.registers // 8) * 8 <= REGISTERS, row
+        assert programs * (row.shared + reserved) <= SHARED_LIMIT[row.target] + reserved, row
 
 
 @pytest.mark.parametrize(

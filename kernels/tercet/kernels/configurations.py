@@ -33,7 +33,7 @@ _TILES: Tiles = {
     ("attention", _HALF): {32: (128, 64, 4, 2), 64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
     ("attention", _FLOAT): {64: (32, 32, 4, 1), 128: (16, 32, 4, 1), 256: (16, 16, 4, 1)},
     ("paged_attention", _HALF): {64: (16, 64, 4, 3), 128: (16, 32, 4, 3), 256: (16, 32, 4, 2)},
-    ("paged_attention", _FLOAT): {128: (16, 32, 4, 1), 256: (16, 16, 4, 1)},
+    ("paged_attention", _FLOAT): {64: (16, 32, 4, 3), 128: (16, 16, 4, 3), 256: (16, 16, 4, 1)},
 }
 # With a bias, a window, or several causal queries a row over pages: smaller where the tiles above would spill, and no
 # second stage over pages, since triton 3.6 can't compile that with a bias for AMD.

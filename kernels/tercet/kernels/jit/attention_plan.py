@@ -99,7 +99,7 @@ def attention_plan_kernel(
         uncovered = 0
         for first in range(0, TOKENS, BLOCK_T):
             token = first + tl.arange(0, BLOCK_T)
-            owner, _ = find_rows(token, q_start_ptr, q_length_ptr, ROWS, BLOCK_T, 64)
+            owner, _ = find_rows(token, q_start_ptr, q_length_ptr, ROWS, BLOCK_T, 32)
             bare = ((token < TOKENS) & (owner < 0)).to(tl.int32)
             tl.store(totals_ptr + 1 + uncovered + tl.cumsum(bare, axis=0), token, mask=bare > 0)
             uncovered += tl.sum(bare, axis=0)
