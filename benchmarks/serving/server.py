@@ -73,12 +73,23 @@ class Server:
 def serve(models: Mapping[str, Path], *flags: str, pace: Pace | None = None) -> Generator[Server]:
     """Starts a server on free ports, waits until it is SERVING and stops it in the end.
 
-    With a pace its models compute nothing and take that long. Raises RuntimeError with the end of its log where it does
-    not come up.
+    With a pace its models compute nothing and take that long. Prompts that come again are read again, unless flags turn
+    the prefix cache on. Raises RuntimeError with the end of its log where it does not come up.
     """
     sources = [f"{name}={source}" for name, source in models.items()]
     module = ["tercet.server"] if pace is None else ["benchmarks.serving.null_server", f"{pace.step},{pace.token}"]
-    command = [sys.executable, "-m", *module, "serve", *sources, "--port", "0", "--metrics-port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        *module,
+        "serve",
+        *sources,
+        "--port",
+        "0",
+        "--metrics-port",
+        "0",
+        "--no-prefix-cache",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         with log.open("wb") as stderr:

@@ -57,6 +57,7 @@ def verify(
     """Compare a checkpoint's numbers, tokens and speed in Tercet with transformers'."""
     flags: dict[str, Any] = {"dtype": dtype, "device": device, "kernels": kernels, "layout": layout}
     flags["allow_pickle"] = allow_pickle or None
+    flags["prefix_cache"] = False  # every run computes everything, so that their times can be compared
     try:
         settings = config.load(flags, [f"{NAME}={source}"], None)
         (model,) = settings.models
