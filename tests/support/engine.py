@@ -11,7 +11,7 @@ from support.null_model import POISON, VOCAB_SIZE, NullModel, continuation
 from tercet.server.engine.engine import Engine
 from tercet.server.engine.graphs import Graphs
 from tercet.server.engine.lanes import Lanes, aligned
-from tercet.server.engine.memory import generates, lane_pages
+from tercet.server.engine.memory import encoder_buckets_of, generates, lane_pages
 from tercet.server.engine.runner import Runner
 from tercet.server.engine.sampler import pack_sampling, unpack_sampling
 from tercet.server.engine.transfer import PackedBuffer
@@ -53,7 +53,15 @@ def engine_of(model, *, pages=64, ahead=False, backend=None, **changes):
     padded = chosen.layout == "padded"
     lanes = Lanes(chosen.max_rows, *lane_pages(model, chosen), model.device)
     return Engine(
-        Runner(model, cache, lanes, max_rows=chosen.max_rows, padded=padded, graphs=backend and Graphs(backend)),
+        Runner(
+            model,
+            cache,
+            lanes,
+            max_rows=chosen.max_rows,
+            padded=padded,
+            graphs=backend and Graphs(backend),
+            encoder_buckets=encoder_buckets_of(model, chosen) if backend else (),
+        ),
         limits_of(model, chosen, pages),
         chosen,
         padded=padded,

@@ -76,6 +76,7 @@ class ServerMetrics(Registered):
         self.source_hits = self._counter("source_cache_hits", "Those of them that were found and not encoded.", "model")
         self.launches = self._counter("kernel_launches", "Calls of kernels.", "model", "op", "impl")
         self.copies = self._counter("host_to_device_copies", "Copies of batches to the device.", "model")
+        self.replayed = self._counter("replayed_steps", "Steps of engines that ran from graphs.", "model")
         self.memory = self._gauge("model_memory_bytes", "Weights and pages of a model.", "model")
         self.model_info = self._gauge(
             "model_info", "What a model is; always 1.", "model", "family", "architecture", "dtype", "device"
@@ -157,6 +158,7 @@ class EngineMetrics:
             "real_tokens": metrics.batch_tokens.labels(model, "real"),
             "padding_tokens": metrics.batch_tokens.labels(model, "padding"),
             "host_to_device_copies": metrics.copies.labels(model),
+            "replayed_steps": metrics.replayed.labels(model),
             "prompt_tokens": metrics.prompt_tokens.labels(model),
             "generated_tokens": metrics.generated_tokens.labels(model),
             "recomputed_tokens": metrics.recomputed_tokens.labels(model),

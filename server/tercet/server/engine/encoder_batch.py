@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from tercet.server.engine.encoder_steps import EncoderSteps
     from tercet.server.engine.reading import Part
+    from tercet.server.engine.sequence import Request
     from tercet.server.engine.sequence import Sequence as Row
+    from tercet.server.engine.tuning import EncoderBucket
     from tercet.server.models.spec import HeadSpec
 
 
@@ -42,7 +45,10 @@ class EncoderWork:
     target_source: Rows
     """The rows of the source that the target is read against: the last ones."""
     cross_slots: Tensor | None
-    """int32 [T]: where each source token's keys and values go; -1 where nowhere. None if there are no sources."""
+    """int32 [T]: where each source token's keys and values go; -1 where nowhere. None if none goes anywhere,
+    or if the graph writes them."""
+    bucket: EncoderBucket | None
+    """Of the graph that reads the source; None to launch."""
     copies: int
 
     @property
@@ -52,64 +58,98 @@ class EncoderWork:
 
 
 def encoder_work(
-    rows: Sequence[Row], *, head: HeadSpec | None, page_size: int, padded: bool, device: torch.device
+    rows: Sequence[Row],
+    steps: EncoderSteps | None,
+    *,
+    head: HeadSpec | None,
+    page_size: int,
+    padded: bool,
+    device: torch.device,
 ) -> EncoderWork:
-    """One batch of sequences that are read whole, sorted by the `likeness` of what is asked of them."""
+    """One batch of sequences that are read whole, sorted by the `likeness` of what is asked of them.
+
+    `steps`: those that can be replayed, if any can.
+    """
     requests = [row.request for row in rows]
     readings = [request.reading for request in requests]
     targets = [request.target for request in requests if request.target]
     split = len(rows) - len(targets)
     buffer = PackedBuffer()
-    source = _Texts(buffer, "source", [request.source for request in requests], padded=padded)
-    source.put_parts(parts_of(readings[:split], source.start, source.lengths, head))
-    target = _Texts(buffer, "target", targets, padded=padded) if targets else None
+    source = _Texts("source", [request.source for request in requests], padded=padded)
+    bucket = steps.bucket(source.tokens, len(rows), source.longest) if steps else None
+    if steps and bucket:
+        buffer.put("bucket", steps.pack(bucket, requests, source.start))
+    else:
+        _put_sources(buffer, source, requests, page_size)
+    source.put_parts(buffer, parts_of(readings[:split], source.start, source.lengths, head))
+    target = _Texts("target", targets, padded=padded) if targets else None
     if target:
-        target.put_parts(parts_of(readings[split:], target.start, target.lengths, head))
-    typed = any(request.type_ids for request in requests)
-    if typed:
+        target.put(buffer)
+        target.put_parts(buffer, parts_of(readings[split:], target.start, target.lengths, head))
+    views = buffer.upload(device)
+
+    if steps and bucket:
+        batch, cross_slots = steps.fill(bucket, views["bucket"]), None
+    else:
+        batch, cross_slots = _sources(views, source, page_size)
+    return EncoderWork(
+        source=Whole(batch, source.parts(views)),
+        target=Whole(target.batch(views, target.flat(views)), target.parts(views)) if target else None,
+        target_source=replace(
+            batch.rows, start=batch.rows.start[split : len(rows)], length=batch.rows.length[split : len(rows)]
+        ),
+        cross_slots=cross_slots,
+        bucket=bucket,
+        copies=buffer.copies,
+    )
+
+
+def _put_sources(buffer: PackedBuffer, source: _Texts, requests: Sequence[Request], page_size: int) -> None:
+    source.put(buffer)
+    if any(request.type_ids for request in requests):
         types = (request.type_ids or [0] * len(request.source) for request in requests)
         buffer.put("type_ids", (kind for ids in types for kind in ids))
-    crossed = any(request.cross_pages for request in requests)
-    if crossed:
+    if any(request.cross_pages for request in requests):
         nowhere = [[-1] * pages_of(len(request.source), page_size) for request in requests]  # for readings
         pages = [request.cross_pages or none for request, none in zip(requests, nowhere, strict=True)]
         buffer.put_table("cross_page_table", pages)
-    views = buffer.upload(device)
 
+
+def _sources(views: dict[str, Tensor], source: _Texts, page_size: int) -> tuple[EncoderBatch, Tensor | None]:
+    """The sources on the device, and where their tokens go for cross-attention."""
     flat = source.flat(views)
-    cross_slots = None
-    if crossed:
-        table = views["cross_page_table"].view(len(rows), -1)
-        cross_slots = flat.place(flat.slots(table, flat.index, page_size).clamp(min=-1), padding=-1)
-    return EncoderWork(
-        source=source.whole(views, flat, views["type_ids"] if typed else None),
-        target=target.whole(views, target.flat(views)) if target else None,
-        target_source=replace(flat.rows, start=flat.rows.start[split:], length=flat.rows.length[split:]),
-        cross_slots=cross_slots,
-        copies=buffer.copies,
-    )
+    batch = source.batch(views, flat, views.get("type_ids"))
+    if "cross_page_table" not in views:
+        return batch, None
+    table = views["cross_page_table"].view(len(source.lengths), -1)
+    return batch, flat.place(flat.slots(table, flat.index, page_size).clamp(min=-1), padding=-1)
 
 
 class _Texts:
     """Token ids that are read whole: put into a buffer, then laid out on the device."""
 
-    def __init__(self, buffer: PackedBuffer, name: str, texts: list[list[int]], *, padded: bool) -> None:
+    def __init__(self, name: str, texts: list[list[int]], *, padded: bool) -> None:
         self.lengths = [len(text) for text in texts]
-        longest = max(self.lengths)
-        self.start = [row * longest for row in range(len(texts))] if padded else starts(self.lengths)
+        self.longest = max(self.lengths)
+        self.start = [row * self.longest for row in range(len(texts))] if padded else starts(self.lengths)
         """Of each row in storage."""
-        self._buffer, self._name, self._padded = buffer, name, padded
+        self.tokens = self.longest * len(texts) if padded else sum(self.lengths)
+        """Of storage."""
+        self._name, self._texts, self._padded = name, texts, padded
         self._parts: list[tuple[Part, dict[str, str]]] = []  # each with its fields and what the buffer calls them
-        put_rows(buffer, f"{name}_", self.lengths)
-        buffer.put(f"{name}_ids", chain.from_iterable(texts))
 
-    def put_parts(self, parts: list[Part]) -> None:
+    def put(self, buffer: PackedBuffer) -> None:
+        """Adds the ids, and where they lie."""
+        put_rows(buffer, f"{self._name}_", self.lengths)
+        buffer.put(f"{self._name}_ids", chain.from_iterable(self._texts))
+
+    def put_parts(self, buffer: PackedBuffer, parts: list[Part]) -> None:
         """Adds what becomes of the texts."""
         for index, part in enumerate(parts):
             fields = part.fields()
             names = {field: f"{self._name}_{field}_{index}" for field in fields}
             for field, values in fields.items():
-                self._buffer.put(names[field], values)
+                buffer.put(names[field], values)
             self._parts.append((part, names))
 
     def flat(self, views: dict[str, Tensor]) -> Flat:
@@ -117,14 +157,15 @@ class _Texts:
         views = {field: views[f"{self._name}_{field}"] for field in ("start", "length")}
         return Flat(views["start"], views["length"], self.lengths, padded=self._padded)
 
-    def whole(self, views: dict[str, Tensor], flat: Flat, type_ids: Tensor | None = None) -> Whole:
+    def batch(self, views: dict[str, Tensor], flat: Flat, type_ids: Tensor | None = None) -> EncoderBatch:
         """The texts on the device."""
-        batch = EncoderBatch(
+        return EncoderBatch(
             token_ids=flat.place(views[f"{self._name}_ids"]),
             positions=flat.place(flat.index),
             rows=flat.rows,
             type_ids=None if type_ids is None else flat.place(type_ids),
         )
-        return Whole(
-            batch, [(part, {field: views[name] for field, name in names.items()}) for part, names in self._parts]
-        )
+
+    def parts(self, views: dict[str, Tensor]) -> list[tuple[Part, dict[str, Tensor]]]:
+        """What becomes of them, on the device."""
+        return [(part, {field: views[name] for field, name in names.items()}) for part, names in self._parts]

@@ -13,7 +13,7 @@ from tercet.kernels import dispatch
 from tercet.server.engine.engine import Engine
 from tercet.server.engine.graphs import CudaGraphs, Graphs
 from tercet.server.engine.lanes import Lanes
-from tercet.server.engine.memory import batch_tokens, count_pages, lane_pages, working_bytes
+from tercet.server.engine.memory import batch_tokens, count_pages, encoder_buckets_of, lane_pages, working_bytes
 from tercet.server.engine.runner import Runner
 from tercet.server.engine.tuning import AUTO_LAYOUT
 from tercet.server.engine.validation import limits_of
@@ -75,7 +75,15 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
     limits = limits_of(model, settings, pages)
     lanes = Lanes(settings.max_rows, *lane_pages(model, settings), device)
     graphs = Graphs(CudaGraphs()) if replays else None
-    runner = Runner(model, cache, lanes, max_rows=settings.max_rows, padded=padded, graphs=graphs)
+    runner = Runner(
+        model,
+        cache,
+        lanes,
+        max_rows=settings.max_rows,
+        padded=padded,
+        graphs=graphs,
+        encoder_buckets=encoder_buckets_of(model, settings),
+    )
     # A CPU computes while it launches: there is nothing to overlap.
     engine = Engine(runner, limits, settings, padded=padded, ahead=device.type == "cuda")
     warm_up(engine, limits, lambda done, total: report(_loading(settings, "warm-up", done, total)))

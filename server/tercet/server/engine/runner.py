@@ -11,6 +11,7 @@ from tercet.server.engine.beam_rows import BeamTables, continuations, continue_b
 from tercet.server.engine.decode_steps import DecodeSteps
 from tercet.server.engine.decoder_batch import decoder_work, put_sampling, sampled_rows
 from tercet.server.engine.encoder_batch import encoder_work
+from tercet.server.engine.encoder_steps import EncoderSteps
 from tercet.server.engine.sampler import choices, draw, likeliest_of
 from tercet.server.engine.transfer import Download, PackedBuffer
 from tercet.server.models import Source
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tercet.server.engine.sampler import Choice, Drawn
     from tercet.server.engine.scheduler import Chunk
     from tercet.server.engine.sequence import Sequence as Row
+    from tercet.server.engine.tuning import EncoderBucket
     from tercet.server.models import KVCache, Model
 
 
@@ -40,13 +42,21 @@ class Pass(Generic[Output]):
     """A forward pass that is launched."""
 
     def __init__(
-        self, tokens: int, copies: int, tensors: Sequence[Tensor], read: Callable[[list[NDArray[Any]]], Output]
+        self,
+        tokens: int,
+        copies: int,
+        tensors: Sequence[Tensor],
+        read: Callable[[list[NDArray[Any]]], Output],
+        *,
+        replayed: bool = False,
     ) -> None:
         """`tensors` are what the host gets, and `read` makes of them what the pass brings."""
         self.tokens = tokens
         """Of the batch as stored, padding included."""
         self.copies = copies
         """Of the packed buffer to the device."""
+        self.replayed = replayed
+        """Whether the model ran from a graph."""
         self._download = Download(tensors)
         self._read = read
 
@@ -77,12 +87,20 @@ class Runner:
         max_rows: int,
         padded: bool,
         graphs: Graphs | None = None,
+        encoder_buckets: Sequence[EncoderBucket] = (),
     ) -> None:
-        """`max_rows`: for so many the logits of a vocabulary fit into memory at once; `graphs`: None to launch all."""
+        """`max_rows`: for so many the logits of a vocabulary fit into memory at once.
+
+        `graphs`: where decode steps and the encoder's batches of these buckets are captured; None to launch all.
+        """
         self._model, self._cache, self._lanes, self._max_rows, self._padded = model, cache, lanes, max_rows, padded
         self._page_size = cache.page_size if cache else 1
         self._beams = BeamTables(len(lanes.last_token), model.max_length if cache else 0, model.device)
+        self._encoder_steps: EncoderSteps | None = None
         self._steps: DecodeSteps | None = None
+        if graphs and encoder_buckets:
+            self._encoder_steps = EncoderSteps(model, cache, graphs, encoder_buckets)
+            self._encoder_steps.capture()
         if graphs and cache:
             self._steps = DecodeSteps(model, cache, lanes, graphs)
             self._steps.capture()
@@ -95,10 +113,17 @@ class Runner:
         """
         model = self._model
         work = encoder_work(
-            rows, head=model.spec.head, page_size=self._page_size, padded=self._padded, device=model.device
+            rows,
+            self._encoder_steps,
+            head=model.spec.head,
+            page_size=self._page_size,
+            padded=self._padded,
+            device=model.device,
         )
-        read = model.read if model.family == "decoder" else model.encode
-        hidden = read(work.source.batch)
+        if self._encoder_steps and work.bucket:
+            hidden = self._encoder_steps.read(work.bucket)
+        else:
+            hidden = (model.read if model.family == "decoder" else model.encode)(work.source.batch)
         if work.cross_slots is not None and self._cache is not None:
             model.write_cross(hidden, work.cross_slots, self._cache)
         reduced = self._reduce(work.source, hidden)
@@ -112,7 +137,8 @@ class Runner:
             found = [answer for part, count in parts for answer in part.answers(list(islice(left, count)))]
             return [None] * (len(rows) - len(found)) + found
 
-        return Pass(work.tokens, work.copies, [tensor for _, tensors in reduced for tensor in tensors], answers)
+        tensors = [tensor for _, tensors in reduced for tensor in tensors]
+        return Pass(work.tokens, work.copies, tensors, answers, replayed=work.bucket is not None)
 
     def _reduce(self, whole: Whole, hidden: Tensor) -> list[tuple[Part, list[Tensor]]]:
         rows = whole.batch.rows
@@ -175,7 +201,7 @@ class Runner:
             made = choices(arrays, how) if how else [(token, None) for token in arrays[0][places].tolist()]
             return Chosen(list(zip(sequences, made, strict=True)), [])
 
-        return Pass(rows, buffer.copies, tensors, chosen)
+        return Pass(rows, buffer.copies, tensors, chosen, replayed=True)
 
     def _draw(self, hidden: Tensor, sampling: SampledRows) -> Drawn:
         """Draws the next tokens of rows by their final hidden states, and lets the lanes know them."""

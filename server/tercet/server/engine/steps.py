@@ -56,6 +56,7 @@ class Launch:
             padding_tokens=self.done.tokens - counts.real,
             seconds=now - max(self.started, collected),
             host_to_device_copies=self.done.copies,
+            replayed_steps=int(self.done.replayed),
             prompt_tokens=counts.prompt,
             generated_tokens=generated,
             recomputed_tokens=counts.recomputed,

@@ -179,7 +179,9 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True):
     padding_tokens: int
     seconds: float
     host_to_device_copies: int
-    """Of the batch's packed buffer: 1 on every device, 0 if nothing ran."""
+    """Of the batch's packed buffer: 1, or 0 where the device knew everything."""
+    replayed_steps: int = 0
+    """1 if the model ran from a graph."""
     prompt_tokens: int
     """Tokens of prompts and sources first read in this step, with those found in pages before them."""
     generated_tokens: int
