@@ -78,18 +78,8 @@ def serve(models: Mapping[str, Path], *flags: str, pace: Pace | None = None) -> 
     """
     sources = [f"{name}={source}" for name, source in models.items()]
     module = ["tercet.server"] if pace is None else ["benchmarks.serving.null_server", f"{pace.step},{pace.token}"]
-    command = [
-        sys.executable,
-        "-m",
-        *module,
-        "serve",
-        *sources,
-        "--port",
-        "0",
-        "--metrics-port",
-        "0",
-        "--no-prefix-cache",
-    ]
+    ports = ("--port", "0", "--metrics-port", "0")
+    command = [sys.executable, "-m", *module, "serve", *sources, *ports, "--no-prefix-cache"]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         with log.open("wb") as stderr:

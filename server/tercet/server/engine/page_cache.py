@@ -152,10 +152,12 @@ class PageCache:
 
     def _extend(self, keys: list[bytes], request: Request, tokens: list[int], end: int) -> None:
         """Adds the keys of the full pages of `tokens` up to `end` that are not among `keys` yet."""
-        size = self._page_size
+        begin, end = len(keys) * self._page_size, end // self._page_size * self._page_size
+        ids = array("i", tokens[begin:end])
+        data, size = ids.tobytes(), ids.itemsize * self._page_size
         key = keys[-1] if keys else self._root(request)
-        for begin in range(len(keys) * size, end - size + 1, size):
-            key = sha256(key + array("i", tokens[begin : begin + size]).tobytes()).digest()
+        for page in range(0, len(data), size):
+            key = sha256(key + data[page : page + size]).digest()
             keys.append(key)
 
     def _source_keys(self, request: Request) -> list[bytes]:
