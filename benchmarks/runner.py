@@ -17,7 +17,7 @@ from benchmarks.clocks import gpu_state
 from benchmarks.preparation import prepare
 from benchmarks.revision import source_tree
 from benchmarks.rows import Result, Row, Settings, Tier
-from benchmarks.testing import GPU_TESTS, run_tests
+from benchmarks.testing import run_gpu_tests, run_tests
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -124,7 +124,7 @@ class Run:
     def _test(self) -> str:
         budget = self._options.budget
         if self._options.device == "cuda" and self._gpu:
-            return run_tests(GPU_TESTS, "cuda", None if budget is None else budget * TEST_SHARE)
+            return run_gpu_tests(None if budget is None else budget * TEST_SHARE)
         return run_tests([path for tier in self._tiers.values() for path in tier.tests], "cpu", None)
 
     def _can(self, row: Row) -> bool:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.rows import Device
 
 PACKAGES = ("pytest", "hypothesis", "pytest_timeout")
-GPU_TESTS = ("tests/kernels", "tests/gpu")
+GPU_TESTS = {"tests/kernels": (), "tests/gpu": ("msgspec", "safetensors", "tokenizers", "transformers")}  # and needs
 STOP_SECONDS = 20  # that a pytest which is interrupted has to write what it found
 COUNTS = ("tests", "failures", "errors", "skipped")
 
@@ -49,6 +49,16 @@ def run_tests(paths: Sequence[str], device: Device, limit: float | None) -> str:
     skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
     cut = f"; NOT ALL: ended after {limit:.0f} s" if ended else ""
     return f"green{where}: {counts['tests'] - counts['skipped']} passed{skipped}{cut} ({' '.join(present)})"
+
+
+def run_gpu_tests(limit: float | None) -> str:
+    """The kernels compiled, and whole engines, on the GPU; says which tests lack a package there."""
+    lacking = {
+        path: [name for name in needed if importlib.util.find_spec(name) is None] for path, needed in GPU_TESTS.items()
+    }
+    told = run_tests([path for path, missing in lacking.items() if not missing], "cuda", limit)
+    unrun = [f"; {path} NOT RUN: {', '.join(missing)} not installed" for path, missing in lacking.items() if missing]
+    return told + "".join(unrun)
 
 
 def _for_device(device: Device) -> list[str]:

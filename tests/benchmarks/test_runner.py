@@ -9,9 +9,8 @@ import pytest
 from benchmarks.limits import Chip
 from benchmarks.rows import Curve, Goal, Ratio, Result, Row, Tier
 from benchmarks.runner import main
-from benchmarks.testing import run_tests
 
-from benchmarks import calibration, environment
+from benchmarks import calibration, environment, testing
 
 ENVIRONMENT = {"date": "2026-01-02T03:04:05+00:00", "sources": "abc", "gpu": None, "versions": {"python": "3.11"}}
 SKIP = ("--skip-tests",)
@@ -109,7 +108,7 @@ def test_green_tests_are_named_in_the_report(run, tmp_path):
 def test_tests_that_do_not_end_are_interrupted_and_the_report_says_so(one_core, tmp_path):
     (tmp_path / "test_fast.py").write_text("def test_green():\n    pass\n")
     (tmp_path / "test_slow.py").write_text("import time\n\ndef test_slow():\n    time.sleep(60)\n")
-    told = run_tests([str(tmp_path / "test_fast.py"), str(tmp_path / "test_slow.py")], "cpu", 10)
+    told = testing.run_tests([str(tmp_path / "test_fast.py"), str(tmp_path / "test_slow.py")], "cpu", 10)
     assert told.startswith("green: 1 passed; NOT ALL: ended after 10 s")
 
 
@@ -202,3 +201,11 @@ def test_resuming_from_another_folder(run, tmp_path):
     (tmp_path / "report.json").rename(elsewhere / "report.json")
     _, _, told = run(Row("serving/a", broken), options=(*SKIP, "--resume", str(elsewhere)))
     assert told["serving/a"]["facts"] == {"texts": 3}
+
+
+def test_tests_that_lack_a_package_on_a_gpus_machine_are_told(monkeypatch):
+    ran = []
+    monkeypatch.setattr(testing, "run_tests", lambda paths, device, limit: ran.append((paths, device)) or "green")
+    monkeypatch.setattr(testing, "GPU_TESTS", {"tests/kernels": (), "tests/gpu": ("msgspec", "no_such_package")})
+    assert testing.run_gpu_tests(1) == "green; tests/gpu NOT RUN: no_such_package not installed"
+    assert ran == [(["tests/kernels"], "cuda")]
