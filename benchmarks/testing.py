@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from benchmarks.rows import Device
 
 PACKAGES = ("pytest", "hypothesis", "pytest_timeout")
-GPU_TESTS = {"tests/kernels": (), "tests/gpu": ("msgspec", "safetensors", "tokenizers", "transformers")}  # and needs
+SERVER = ("msgspec", "safetensors", "tokenizers", "transformers")
+GPU_TESTS = {"tests/kernels": (), "tests/engine/test_graphs.py": SERVER, "tests/gpu": SERVER}  # and what they need
 STOP_SECONDS = 20  # that a pytest which is interrupted has to write what it found
 COUNTS = ("tests", "failures", "errors", "skipped")
 

@@ -6,6 +6,7 @@ With TERCET_TEST_DEVICE=cuda (`make gpu`) the same tests run compiled kernels on
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,6 +33,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if mark.name == "parametrize" and mark.args[0] == "dtype" and torch.float16 in mark.args[1]:
             wider = pytest.mark.parametrize("dtype", [*mark.args[1], torch.bfloat16], **mark.kwargs)
             metafunc.definition.own_markers[index] = wider.mark
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Drops tests of the CPU's implementations on a GPU."""
+    if ON_GPU:
+        items[:] = [item for item in items if not _on_cpu(item)]
+
+
+def _on_cpu(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    return (
+        Path(__file__).parent in item.path.parents and call is not None and call.params.get("implementation") == "cpu"
+    )
 
 
 def _on_device() -> AbstractContextManager[object]:

@@ -41,7 +41,8 @@ def test_reasons_are_sentences(monkeypatch):
     assert dispatch.unsupported_reasons("attention", "reference", device="cpu", dtype=torch.float64) == []
     assert "float64" in dispatch.unsupported_reasons("attention", "triton", device="cpu", dtype=torch.float64)[0]
     assert "512" in dispatch.unsupported_reasons("attention", "triton", device="cuda", head_dim=512)[0]
-    assert "bfloat16" in dispatch.unsupported_reasons("attention", "triton", device="cpu", dtype=torch.bfloat16)[0]
+    for op in ("attention", "head_topk"):
+        assert "bfloat16" in dispatch.unsupported_reasons(op, "triton", device="cpu", dtype=torch.bfloat16)[0]
     assert "cuda" in dispatch.unsupported_reasons("attention", "cpu", device="cuda")[0]
     monkeypatch.delenv("TRITON_INTERPRET")
     assert "TRITON_INTERPRET" in dispatch.unsupported_reasons("pad", "triton", device="cpu")[0]
