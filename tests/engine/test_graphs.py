@@ -64,8 +64,6 @@ def test_tokens_are_those_of_launched_steps(model):
     assert answers.steps[-1].pages_used == 0
     replayed = {stats.phase: stats.replayed_steps for stats in answers.stats if stats.phase != "prefill"}
     assert replayed == ({"decode": 1} if model.family == "decoder" else {"decode": 1, "encode": 1})
-    steady = [stats for stats in answers.stats if stats.phase == "decode" and not stats.host_to_device_copies]
-    assert steady  # nothing was new: neither rows nor pages
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
