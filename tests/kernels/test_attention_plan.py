@@ -37,20 +37,23 @@ def ints(values) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
-def batch(lengths, *, heads=2, kv_heads=1, spare=0, pages=64) -> tuple[tuple[torch.Tensor, ...], dict]:
+def batch(
+    lengths, *, heads=2, kv_heads=1, head_dim=HEAD_DIM, spare=0, pages=64
+) -> tuple[tuple[torch.Tensor, ...], dict]:
     """q, k, v and the rows, (queries, keys) each; what no row holds is NaN."""
     queries, keys = (ints(x) for x in zip(*lengths, strict=True))
     table = torch.full((len(lengths), pages), -(10**6), dtype=torch.int32)
     counts = [-(-count // PAGE_SIZE) for count in keys.tolist()]
-    k = torch.full((sum(counts) + 1, PAGE_SIZE, kv_heads, HEAD_DIM), NAN)
+    k = torch.full((sum(counts) + 1, PAGE_SIZE, kv_heads, head_dim), NAN)
     v = k.clone()
     for row, ids in enumerate(torch.randperm(sum(counts)).split(counts)):
         table[row, : len(ids)] = ids
-        for place in range(int(keys[row])):
-            at = ids[place // PAGE_SIZE], place % PAGE_SIZE
-            k[at], v[at] = 3 * torch.randn(2, kv_heads, HEAD_DIM)  # pieces whose sums differ much
-    q = torch.full((int(queries.sum()) + spare, heads, HEAD_DIM), NAN)
-    q[: int(queries.sum())] = torch.randn(int(queries.sum()), heads, HEAD_DIM)
+        count = int(keys[row])
+        k[ids], v[ids] = 3 * torch.randn(2, len(ids), PAGE_SIZE, kv_heads, head_dim)  # pieces whose sums differ much
+        if count % PAGE_SIZE:
+            k[ids[-1], count % PAGE_SIZE :] = v[ids[-1], count % PAGE_SIZE :] = NAN
+    q = torch.full((int(queries.sum()) + spare, heads, head_dim), NAN)
+    q[: int(queries.sum())] = torch.randn(int(queries.sum()), heads, head_dim)
     rows = {
         "q_start": (queries.cumsum(0) - queries).int(), "q_length": queries, "kv_length": keys,
         "longest_q": int(queries.max()), "page_table": table,
@@ -93,6 +96,14 @@ def test_several_query_tiles_in_any_number_of_programs(programs, check, count, w
     check(*batch(((9, 130), (1, 70), (16, 16), (0, 3), (12, 5)), heads=6, kv_heads=2), causal=True, window=window)
 
 
+@pytest.mark.parametrize("head_dim", [24, 80, 96, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_head_dims(programs, check, head_dim, dtype):
+    programs(5)
+    tensors, rows = batch(((1, 200), (2, 33)), head_dim=head_dim)
+    check(tuple(x.to(dtype) for x in tensors), rows)
+
+
 def test_one_item_in_more_programs_than_tiles(programs, check):
     programs(150)
     check(*batch(((1, 1300),), pages=200))
@@ -106,14 +117,17 @@ def test_beams_over_the_pages_of_their_source(programs, check):
     check(tensors, rows)
 
 
-@pytest.mark.parametrize("count", [1, 4, 29, 500])
+@pytest.mark.parametrize(("count", "repeated"), [(1, 1), (4, 1), (29, 1), (500, 1), (29, 9)])
 @pytest.mark.parametrize("window", [None, (40, 3)], ids=str)
 @pytest.mark.parametrize("heads", [(4, 2), (8, 1)], ids=str)
-def test_shares_are_equal_and_cover_the_work(programs, count, window, heads):
-    """Each program's share begins where the one before ends; together they are the tiles that queries see."""
+def test_shares_are_equal_and_cover_the_work(programs, count, window, heads, repeated):
+    """Each program's share begins where the one before ends; together they are the tiles that queries see. Many rows
+    and many tokens outside them are more than a step of the kernel takes.
+    """
     programs(count)
-    lengths = ((1, 300), (0, 0), (5, 0), (7, 100), (16, 16), (3, 1), (0, 8), (9, 250))
-    (q, k, _), rows = batch(lengths, heads=heads[0], kv_heads=heads[1], spare=2)
+    spare = 2 if repeated == 1 else 200
+    lengths = ((1, 300), (0, 0), (5, 0), (7, 100), (16, 16), (3, 1), (0, 8), (9, 250)) * repeated
+    (q, k, _), rows = batch(lengths, heads=heads[0], kv_heads=heads[1], spare=spare)
     plan = attention_plan(q, k, **rows, causal=True, window=window)
     shape, group = tile("paged_attention", q.dtype, HEAD_DIM), heads[0] // heads[1]
     per_row = -(-16 * group // shape.block_m)
@@ -136,8 +150,8 @@ def test_shares_are_equal_and_cover_the_work(programs, count, window, heads):
             assert (query_tile, place) == sequence[begin]
         begin += tiles
     assert begin == len(sequence) == int(totals[0])
-    assert totals[1] == 2
-    assert totals[2:4].tolist() == [len(q) - 2, len(q) - 1]
+    assert totals[1] == spare
+    assert totals[2 : 2 + spare].tolist() == list(range(len(q) - spare, len(q)))
 
 
 def test_a_plan_serves_many_calls(programs, check):
