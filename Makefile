@@ -13,7 +13,7 @@ SOURCE_PATH := server:kernels:clients/python:protos
 STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types contract imports table deployment protos bench gpu kernel-table clean
+.PHONY: help install demo test check lint types contract imports table deployment protos bench bench-peers gpu kernel-table clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -68,6 +68,9 @@ protos: install ## regenerate the stubs, add new fields to the lock
 
 bench: install ## measure on this machine (TIER=kernels, models or serving: that alone)
 	$(BIN)/python -m benchmarks $(TIER) --output $(OUTPUT) $(ARGS)
+
+bench-peers: install ## measure beside the peer servers that are installed: TEI, Infinity, vLLM, SGLang
+	$(BIN)/python -m benchmarks peers
 
 # From the source tree, with the Python of a GPU machine that has torch, triton and pytest: nothing is installed. What
 # it lacks may lie in folders that PYTHONPATH names; a tier says so where it needs more (benchmarks/README.md).

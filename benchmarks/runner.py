@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.rows import Device
 
 TIERS = ("kernels", "models", "serving")
+OTHER_TIERS = ("peers",)  # run when named
 RESULTS = Path(__file__).parent / "results"
 # Shares of the budget that tests and compilers may take before the first row, on a GPU.
 TEST_SHARE, PREPARATION_SHARE = 0.35, 0.2
@@ -34,7 +35,9 @@ MEMORY_SHARE = 0.9  # of the GPU's, for rows that are prepared at a time
 
 def _arguments(arguments: Sequence[str] | None, tiers: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures Tercet beside its peers.")
-    parser.add_argument("tiers", nargs="*", metavar="tier", help=f"of {', '.join(TIERS)} (default: {', '.join(tiers)})")
+    parser.add_argument(
+        "tiers", nargs="*", metavar="tier", help=f"of {', '.join((*TIERS, *OTHER_TIERS))} (default: {', '.join(tiers)})"
+    )
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="only rows of this device (default: both)")
     parser.add_argument("--rounds", type=int, default=7, help="times each contestant is timed (default: %(default)s)")
@@ -52,8 +55,8 @@ def _arguments(arguments: Sequence[str] | None, tiers: Sequence[str]) -> argpars
     )  # fmt: skip
     parsed = parser.parse_args(arguments)
     parsed.tiers = parsed.tiers or list(tiers)
-    if unknown := set(parsed.tiers) - set(TIERS):
-        parser.error(f"no such tier: {', '.join(unknown)}; there are {', '.join(TIERS)}")
+    if unknown := set(parsed.tiers) - {*TIERS, *OTHER_TIERS}:
+        parser.error(f"no such tier: {', '.join(unknown)}; there are {', '.join((*TIERS, *OTHER_TIERS))}")
     parsed.budget = None if parsed.budget is None else float(parsed.budget)
     return parsed
 
