@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import socket
 import subprocess
 import urllib.request
 from collections import Counter
@@ -12,6 +14,9 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tercet.server import control, frames
+from tercet.server.link import Link
+from tercet.server.server_metrics import ServerMetrics
 from tercet.v1.embedding_pb2 import EmbedRequest
 from tercet.v1.generation_pb2 import GenerateRequest, SamplingParameters
 from tercet.v1.models_pb2 import GetModelRequest, ListModelsRequest
@@ -155,3 +160,23 @@ def test_names_follow_the_rules_of_prometheus(load):
 
 def test_there_are_not_too_many_series(samples):
     assert len([sample for sample in samples if sample.name.startswith("tercet_")]) < 2000
+
+
+async def test_what_was_sent_before_a_scrape_is_in_it(tmp_path: Path):
+    """The supervisor reads while it answers: who learnt of a step from its answers finds it counted."""
+    metrics = ServerMetrics(tmp_path / "metrics")
+    port = metrics.serve("127.0.0.1", 0)
+    ours, theirs = socket.socketpair()
+    counter = metrics.front_end_restarts.labels("exit")
+    link = Link(control.to_supervisor_decoder, lambda _: counter.inc(), lambda: None)
+    transport, _ = await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)
+
+    def send_and_scrape() -> str:
+        theirs.sendall(frames.encode(control.Serving()))
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+
+    for sent in range(1, 101):
+        exposition = await asyncio.to_thread(send_and_scrape)
+        assert f'tercet_front_end_restarts_total{{reason="exit"}} {sent}.0' in exposition
+    transport.abort()
+    theirs.close()

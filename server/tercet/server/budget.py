@@ -67,7 +67,7 @@ def plan(
 
 
 def plan_front_ends(
-    settings: Settings, checkpoints: Mapping[str, Path], port: int, metrics: Path
+    settings: Settings, checkpoints: Mapping[str, Path], addresses: list[str], metrics: Path
 ) -> list[FrontEndSettings]:
     """What each front end is told. In sum, no more waits in them than the server's limits."""
     count = settings.front_ends or min(max(1, machine.cores() // _CORES_PER_FRONT_END), _MOST_FRONT_ENDS)
@@ -75,7 +75,7 @@ def plan_front_ends(
     own = replace(settings, **{name: max(1, limit // count) for name, limit in limits.items()})
     sources = {name: str(path) for name, path in checkpoints.items()}
     return [
-        FrontEndSettings(number=number, settings=own, checkpoints=sources, port=port, metrics=str(metrics))
+        FrontEndSettings(number=number, settings=own, checkpoints=sources, addresses=addresses, metrics=str(metrics))
         for number in range(count)
     ]
 

@@ -20,7 +20,7 @@ import typer
 from tercet.server import config, logs
 from tercet.server.budget import BudgetError, plan, plan_front_ends
 from tercet.server.machine import DeviceError
-from tercet.server.ports import BindError, address, hold_port
+from tercet.server.ports import BindError, address, hold_port, port_of
 from tercet.server.shutdown import Shutdown
 from tercet.server.sources import SourceError, resolve, resolve_adapter
 
@@ -74,14 +74,14 @@ async def _serve(settings: Settings, engines: list[wire.EngineSettings], checkpo
         folder = Path(name)
         metrics = ServerMetrics(folder / "metrics")
         try:
-            with hold_port(settings.host, settings.port) as port:
+            with hold_port(settings.host, settings.port) as held:
                 addresses = {
-                    "address": address(settings.host, port),
+                    "address": address(settings.host, port_of(held[0])),
                     "metrics_address": address(
                         settings.metrics_host, metrics.serve(settings.metrics_host, settings.metrics_port)
                     ),
                 }
-                front_ends = plan_front_ends(settings, checkpoints, port, metrics.folder)
+                front_ends = plan_front_ends(settings, checkpoints, held, metrics.folder)
                 await _run(Supervisor(engines, front_ends, folder, metrics), settings, addresses, shutdown)
         except (BindError, StartError) as error:
             failed = isinstance(error, StartError) and not error.refused

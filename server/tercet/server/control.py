@@ -28,8 +28,8 @@ class FrontEndSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The server's, with this front end's share of the queues."""
     checkpoints: dict[str, str]
     """The local path of each model's checkpoint."""
-    port: int
-    """The supervisor holds it; front ends share it by SO_REUSEPORT."""
+    addresses: list[str]
+    """What to listen on. The supervisor holds them; front ends share them by SO_REUSEPORT."""
     metrics: str
     """The folder of the files in which front ends count."""
 

@@ -1,12 +1,14 @@
 """A front end: `python -m tercet.server.front_end FOLDER SETTINGS_JSON`, started by the supervisor.
 
-It connects to the supervisor's socket in the folder, opens the port it shares with its kin, and serves gRPC until it is
-told to drain or the supervisor is gone. Exit codes: 0 after a drain, 2 where it can't serve (`Refused` says why).
+It connects to the supervisor's socket in the folder, listens where its kin do too, and serves gRPC until it is told to
+drain or the supervisor is gone. Exit codes: 0 after a drain, 2 where it can't serve (`Refused` says why), 1 when it has
+failed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 REFUSED = 2
 _LOAD_SECONDS = 0.05  # between looks at what is pending
 
+log = logging.getLogger("tercet.server.front_end")
+
 
 class FrontEnd:
     """What one front end is told, and what it tells."""
@@ -65,7 +69,7 @@ class FrontEnd:
         try:
             server = Server(own.settings, Metrics(), self.engines.values(), self.changed)
             checkpoints = {name: Path(path) for name, path in own.checkpoints.items()}
-            await server.run(own.port, checkpoints, self._shutdown, lambda: self._link.send(Serving()))
+            await server.run(own.addresses, checkpoints, self._shutdown, lambda: self._link.send(Serving()))
         except (BindError, CheckpointTextError) as error:
             self._link.send(Refused(message=" ".join(str(error).split())))
             return REFUSED
@@ -100,15 +104,23 @@ class FrontEnd:
             await asyncio.sleep(_LOAD_SECONDS)
 
 
-async def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Runs a front end; gives the exit code."""
     folder, settings_json = arguments
     settings = msgspec.json.decode(settings_json, type=FrontEndSettings)
     logs.configure(f"front end {settings.number}")
     for number in (signal.SIGINT, signal.SIGTERM):  # some send them to every process: the supervisor knows what to do
         signal.signal(number, signal.SIG_IGN)
-    return await FrontEnd(settings).run(Path(folder))
+    try:
+        return asyncio.run(_run(Path(folder), settings))
+    except Exception:
+        log.exception("front end failed")
+        return 1
+
+
+async def _run(folder: Path, settings: FrontEndSettings) -> int:
+    return await FrontEnd(settings).run(folder)
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main(sys.argv[1:])))
+    sys.exit(main(sys.argv[1:]))

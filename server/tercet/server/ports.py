@@ -22,33 +22,39 @@ def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def port_of(address: str) -> int:
+    """The port of an address."""
+    return int(address.rpartition(":")[2])
+
+
 @contextmanager
-def hold_port(host: str, port: int) -> Generator[int]:
+def hold_port(host: str, port: int) -> Generator[list[str]]:
     """Takes a port alone, so that one in use is an error, then lets this user's processes share it by SO_REUSEPORT.
 
-    Gives the port, a free one for 0, and holds it on every address of `host`, without ever listening: connections go to
-    those who share it. Raises BindError.
+    Gives the addresses of `host` with the port, a free one for 0, and holds them without ever listening: connections go
+    to those who share them. Raises BindError.
     """
     bound = "::" if host in _WILDCARDS and socket.has_dualstack_ipv6() else host
-    failure: OSError | None = None
+    addresses: list[str] = []
+    problem: str | None = None
     with ExitStack() as held:
         try:
             found = socket.getaddrinfo(bound, port, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise BindError(f"port: can't listen on {address(host, port)}: {error.strerror}") from None
-        number = port
-        holders = 0
+            found, problem = [], error.strerror
         for family, kind, protocol, _, (name, *_) in found:
             try:
-                number = _hold(held.enter_context(socket.socket(family, kind, protocol)), str(name), number)
-                holders += 1
-            except OSError as error:  # localhost may have an address that the machine has not
-                failure = error
+                port = _hold(held.enter_context(socket.socket(family, kind, protocol)), str(name), port)
+            except OSError as error:
+                problem = error.strerror
                 if error.errno == errno.EADDRINUSE:
+                    addresses.clear()
                     break
-        if failure is not None and (failure.errno == errno.EADDRINUSE or not holders):
-            raise BindError(f"port: can't listen on {address(host, port)}: {failure.strerror}")
-        yield number
+            else:
+                addresses.append(address(str(name), port))
+        if not addresses:  # names may have some of a family that the machine does not speak, but not those alone
+            raise BindError(f"port: can't listen on {address(host, port)}: {problem}")
+        yield addresses
 
 
 def _hold(held: socket.socket, name: str, port: int) -> int:

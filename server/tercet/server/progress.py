@@ -12,7 +12,7 @@ from tercet.server.control import State
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tercet.server.supervisor import Engine
+    from tercet.server.supervisor import EngineProcess
 
 
 class LoadingBars:
@@ -26,7 +26,7 @@ class LoadingBars:
         }
         self._progress.start()
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: EngineProcess) -> None:
         """Shows how far an engine is."""
         if engine.name not in self._loading:
             return

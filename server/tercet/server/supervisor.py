@@ -34,7 +34,7 @@ _LAST_ANSWERS = 5.0  # seconds that a front end gets which is hurried
 log = logging.getLogger(__name__)
 
 
-class Engine(Child):
+class EngineProcess(Child):
     """One model's engine."""
 
     kind = "engine"
@@ -45,7 +45,7 @@ class Engine(Child):
         folder: Path,
         metrics: ServerMetrics,
         unanswered: Callable[[], int],
-        on_change: Callable[[Engine], None],
+        on_change: Callable[[EngineProcess], None],
     ) -> None:
         """`unanswered` tells the sequences that the engine was asked and has not answered."""
         super().__init__(folder, model=settings.name)
@@ -121,13 +121,13 @@ class Engine(Child):
         self._on_change(self)
 
 
-class FrontEnd(Child):
+class FrontEndProcess(Child):
     """One front end. It hears of every change of an engine."""
 
     kind = "front end"
 
     def __init__(
-        self, settings: FrontEndSettings, folder: Path, metrics: ServerMetrics, engines: Sequence[Engine]
+        self, settings: FrontEndSettings, folder: Path, metrics: ServerMetrics, engines: Sequence[EngineProcess]
     ) -> None:
         super().__init__(folder, front_end=settings.number)
         self.pending: dict[str, int] = {}
@@ -198,20 +198,20 @@ class Supervisor:
         metrics: ServerMetrics,
     ) -> None:
         """`folder`: of mode 0700, for the sockets of every process. Starts nothing before `start`."""
-        self.engines: dict[str, Engine] = {}
+        self.engines: dict[str, EngineProcess] = {}
         for number, settings in enumerate(engines):
-            self.engines[settings.name] = Engine(
+            self.engines[settings.name] = EngineProcess(
                 settings, folder / f"e{number}", metrics, partial(self._unanswered, settings.name), self._tell
             )
         self.front_ends = [
-            FrontEnd(settings, folder / f"f{settings.number}", metrics, tuple(self.engines.values()))
+            FrontEndProcess(settings, folder / f"f{settings.number}", metrics, tuple(self.engines.values()))
             for settings in front_ends
         ]
-        self._watchers: list[Callable[[Engine], None]] = []
+        self._watchers: list[Callable[[EngineProcess], None]] = []
         self._told: dict[str, EngineState] = {}
         self._lives: list[asyncio.Future[None]] = []
 
-    def watch(self, watcher: Callable[[Engine], None]) -> None:
+    def watch(self, watcher: Callable[[EngineProcess], None]) -> None:
         """`watcher` will hear of every change of an engine's state or progress."""
         self._watchers.append(watcher)
 
@@ -263,7 +263,7 @@ class Supervisor:
         """Sequences that wait for a model's answers. May be called from any thread."""
         return sum(front_end.pending.get(model, 0) for front_end in self.front_ends)
 
-    def _tell(self, engine: Engine) -> None:
+    def _tell(self, engine: EngineProcess) -> None:
         """Tells the watchers of a change, and the front ends where it is one of state."""
         for watcher in self._watchers:
             watcher(engine)

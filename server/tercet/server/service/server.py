@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from tercet.server.logs import fields
-from tercet.server.ports import BindError, address
+from tercet.server.ports import BindError
 from tercet.server.service.embedding import EmbeddingServicer
 from tercet.server.service.generation import GenerationServicer
 from tercet.server.service.health import Health
@@ -74,7 +74,11 @@ class Server:
             reflection.enable_server_reflection(names, self._grpc)
 
     async def run(
-        self, port: int, checkpoints: Mapping[str, Path], shutdown: Shutdown, on_serving: Callable[[], None]
+        self,
+        addresses: Iterable[str],
+        checkpoints: Mapping[str, Path],
+        shutdown: Shutdown,
+        on_serving: Callable[[], None],
     ) -> None:
         """Serves until it is asked to shut down, then drains. Calls `on_serving` once every model was ready.
 
@@ -82,7 +86,7 @@ class Server:
         """
         work: list[asyncio.Future[None]] = []
         try:
-            self._bind(port)
+            self._bind(addresses)
             await self._health.update()
             await self._grpc.start()
             for task in (self._load_texts(checkpoints), self._report(on_serving)):
@@ -97,13 +101,12 @@ class Server:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
 
-    def _bind(self, port: int) -> None:
-        """Shares the port."""
-        shared = address(self._settings.host, port)
-        try:
-            self._grpc.add_insecure_port(shared)
-        except RuntimeError:
-            raise BindError(f"port: can't listen on {shared}") from None
+    def _bind(self, addresses: Iterable[str]) -> None:
+        for shared in addresses:
+            try:
+                self._grpc.add_insecure_port(shared)
+            except RuntimeError:
+                raise BindError(f"port: can't listen on {shared}") from None
 
     async def _load_texts(self, checkpoints: Mapping[str, Path]) -> None:
         async def load(name: str, source: Path) -> None:
