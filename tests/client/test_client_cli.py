@@ -84,7 +84,9 @@ def test_models(tercet):
     lines = tercet("models").stdout.decode().splitlines()
     assert [line.split()[0] for line in lines] == ["NAME", "count", "echo"]
     assert lines[2].split()[1:5] == ["ready", "decoder", "llama", "generate,chat"]
+    assert "fp8 (error 2.6e-02)" in lines[2]
     count, echo = json.loads(tercet("models", "--json").stdout)
+    assert (count["quantization_error"], round(echo["quantization_error"], 6)) == (None, 0.026)
     assert (count["embedding_size"], echo["name"], echo["tasks"]) == (3, "echo", ["generate", "chat"])
 
 

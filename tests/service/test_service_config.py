@@ -60,6 +60,21 @@ def test_a_models_own_table_wins_over_the_top_of_the_file_but_not_over_flags(fil
     assert {model.dtype for model in load({"dtype": "float32"}, [], file, {}).models} == {"float32"}
 
 
+def test_precisions_have_short_names(file: Path):
+    for name, canonical in {
+        "fp32": "float32",
+        "bf16": "bfloat16",
+        "fp16": "float16",
+        "tf32": "tf32",
+        "fp8": "fp8",
+    }.items():
+        assert {model.dtype for model in load({"dtype": name}, [], file, {}).models} == {canonical}
+        assert load({}, ["a=b"], environment={"TERCET_DTYPE": name}).models[0].dtype == canonical
+    known = "auto, float32, tf32, bfloat16, float16, fp8, fp32, bf16, fp16"
+    with pytest.raises(ConfigError, match=f"^dtype: 'int8' is not one of {known} \\(from --dtype\\)$"):
+        load({"dtype": "int8"}, ["a=b"], environment={})
+
+
 def test_arguments_add_models_and_replace_sources(file: Path):
     own = models(load({}, ["b=org/other", "a=org/a@main"], file, {}))
     assert sorted(own) == ["a", "b", "c"]

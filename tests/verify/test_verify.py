@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from support.architectures import ROWS
 from support.checkpoints import tiny
+from support.packaged import pronounce
 from tercet.server.verify.command import verify
 from tercet.server.verify.reference import Reference
 
@@ -52,6 +53,16 @@ def test_outputs_of_heads_are_compared(tercet_verify, tmp_path, row, head, compa
     result = tercet_verify(tiny(tmp_path / row, row, head))
     assert findings(result)[compared] == "ok", result.output
     assert head in result.output
+
+
+def test_8_bit_floats_have_bounds_of_their_own(tercet_verify):
+    """On trained weights, of which the report tells how far they were rounded."""
+    result = tercet_verify(pronounce(), "--dtype", "fp8")
+    assert set(findings(result).values()) == {"ok"}, result.output
+    assert "fp8 on cpu against float32 on cpu" in result.output
+    assert "quantized weights differ by 2.6e-02 of their norm" in result.output
+    assert "the tolerance is 2.0e-01" in result.output
+    assert "44 must" in result.output  # of 48 tokens
 
 
 @pytest.mark.parametrize("changed", ["features", "outputs"])

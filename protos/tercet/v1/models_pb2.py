@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tercet/v1/models.proto\x12\ttercet.v1\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.tercet.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x81\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x06\x66\x61mily\x18\x02 \x01(\x0e\x32\x11.tercet.v1.Family\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x1e\n\x05tasks\x18\x04 \x03(\x0e\x32\x0f.tercet.v1.Task\x12$\n\x05state\x18\x05 \x01(\x0e\x32\x15.tercet.v1.ModelState\x12\x12\n\nmax_length\x18\x06 \x01(\r\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x1b\n\x0e\x65mbedding_size\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\x12\n\nparameters\x18\x0b \x01(\x04\x12\x0e\n\x06labels\x18\x0c \x03(\t\x12\x12\n\nmask_token\x18\r \x01(\t\x12\x0f\n\x07prompts\x18\x0e \x03(\t\x12\x18\n\x10generation_tasks\x18\x0f \x03(\t\x12\x11\n\tlanguages\x18\x10 \x03(\tB\x11\n\x0f_embedding_size*\\\n\x06\x46\x61mily\x12\x16\n\x12\x46\x41MILY_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x46\x41MILY_ENCODER\x10\x01\x12\x12\n\x0e\x46\x41MILY_DECODER\x10\x02\x12\x12\n\x0e\x46\x41MILY_SEQ2SEQ\x10\x03*\xc9\x01\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x0e\n\nTASK_EMBED\x10\x01\x12\x11\n\rTASK_GENERATE\x10\x02\x12\r\n\tTASK_CHAT\x10\x03\x12\x0f\n\x0bTASK_RERANK\x10\x04\x12\x11\n\rTASK_CLASSIFY\x10\x05\x12\x12\n\x0eTASK_ZERO_SHOT\x10\x06\x12\x0c\n\x08TASK_TAG\x10\x07\x12\x12\n\x0eTASK_FILL_MASK\x10\x08\x12\x0f\n\x0bTASK_ANSWER\x10\t\x12\x0e\n\nTASK_SCORE\x10\n*\xa7\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x1a\n\x16MODEL_STATE_RESTARTING\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x05\x32\x88\x01\n\x0cModelService\x12\x43\n\x04List\x12\x1c.tercet.v1.ListModelsRequest\x1a\x1d.tercet.v1.ListModelsResponse\x12\x33\n\x03Get\x12\x1a.tercet.v1.GetModelRequest\x1a\x10.tercet.v1.Modelb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tercet/v1/models.proto\x12\ttercet.v1\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.tercet.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xb9\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x06\x66\x61mily\x18\x02 \x01(\x0e\x32\x11.tercet.v1.Family\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x1e\n\x05tasks\x18\x04 \x03(\x0e\x32\x0f.tercet.v1.Task\x12$\n\x05state\x18\x05 \x01(\x0e\x32\x15.tercet.v1.ModelState\x12\x12\n\nmax_length\x18\x06 \x01(\r\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x1b\n\x0e\x65mbedding_size\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\x12\n\nparameters\x18\x0b \x01(\x04\x12\x0e\n\x06labels\x18\x0c \x03(\t\x12\x12\n\nmask_token\x18\r \x01(\t\x12\x0f\n\x07prompts\x18\x0e \x03(\t\x12\x18\n\x10generation_tasks\x18\x0f \x03(\t\x12\x11\n\tlanguages\x18\x10 \x03(\t\x12\x1f\n\x12quantization_error\x18\x11 \x01(\x02H\x01\x88\x01\x01\x42\x11\n\x0f_embedding_sizeB\x15\n\x13_quantization_error*\\\n\x06\x46\x61mily\x12\x16\n\x12\x46\x41MILY_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x46\x41MILY_ENCODER\x10\x01\x12\x12\n\x0e\x46\x41MILY_DECODER\x10\x02\x12\x12\n\x0e\x46\x41MILY_SEQ2SEQ\x10\x03*\xc9\x01\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x0e\n\nTASK_EMBED\x10\x01\x12\x11\n\rTASK_GENERATE\x10\x02\x12\r\n\tTASK_CHAT\x10\x03\x12\x0f\n\x0bTASK_RERANK\x10\x04\x12\x11\n\rTASK_CLASSIFY\x10\x05\x12\x12\n\x0eTASK_ZERO_SHOT\x10\x06\x12\x0c\n\x08TASK_TAG\x10\x07\x12\x12\n\x0eTASK_FILL_MASK\x10\x08\x12\x0f\n\x0bTASK_ANSWER\x10\t\x12\x0e\n\nTASK_SCORE\x10\n*\xa7\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x1a\n\x16MODEL_STATE_RESTARTING\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x05\x32\x88\x01\n\x0cModelService\x12\x43\n\x04List\x12\x1c.tercet.v1.ListModelsRequest\x1a\x1d.tercet.v1.ListModelsResponse\x12\x33\n\x03Get\x12\x1a.tercet.v1.GetModelRequest\x1a\x10.tercet.v1.Modelb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tercet.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FAMILY']._serialized_start=535
-  _globals['_FAMILY']._serialized_end=627
-  _globals['_TASK']._serialized_start=630
-  _globals['_TASK']._serialized_end=831
-  _globals['_MODELSTATE']._serialized_start=834
-  _globals['_MODELSTATE']._serialized_end=1001
+  _globals['_FAMILY']._serialized_start=591
+  _globals['_FAMILY']._serialized_end=683
+  _globals['_TASK']._serialized_start=686
+  _globals['_TASK']._serialized_end=887
+  _globals['_MODELSTATE']._serialized_start=890
+  _globals['_MODELSTATE']._serialized_end=1057
   _globals['_LISTMODELSREQUEST']._serialized_start=37
   _globals['_LISTMODELSREQUEST']._serialized_end=56
   _globals['_LISTMODELSRESPONSE']._serialized_start=58
@@ -44,7 +44,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST']._serialized_start=114
   _globals['_GETMODELREQUEST']._serialized_end=145
   _globals['_MODEL']._serialized_start=148
-  _globals['_MODEL']._serialized_end=533
-  _globals['_MODELSERVICE']._serialized_start=1004
-  _globals['_MODELSERVICE']._serialized_end=1140
+  _globals['_MODEL']._serialized_end=589
+  _globals['_MODELSERVICE']._serialized_start=1060
+  _globals['_MODELSERVICE']._serialized_end=1196
 # @@protoc_insertion_point(module_scope)

@@ -75,7 +75,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "family", "architecture", "tasks", "state", "max_length", "vocab_size", "embedding_size", "dtype", "device", "parameters", "labels", "mask_token", "prompts", "generation_tasks", "languages")
+    __slots__ = ("name", "family", "architecture", "tasks", "state", "max_length", "vocab_size", "embedding_size", "dtype", "device", "parameters", "labels", "mask_token", "prompts", "generation_tasks", "languages", "quantization_error")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class Model(_message.Message):
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     GENERATION_TASKS_FIELD_NUMBER: _ClassVar[int]
     LANGUAGES_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_ERROR_FIELD_NUMBER: _ClassVar[int]
     name: str
     family: Family
     architecture: str
@@ -108,4 +109,5 @@ class Model(_message.Message):
     prompts: _containers.RepeatedScalarFieldContainer[str]
     generation_tasks: _containers.RepeatedScalarFieldContainer[str]
     languages: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., family: _Optional[_Union[Family, str]] = ..., architecture: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[Task, str]]] = ..., state: _Optional[_Union[ModelState, str]] = ..., max_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., embedding_size: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., parameters: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., mask_token: _Optional[str] = ..., prompts: _Optional[_Iterable[str]] = ..., generation_tasks: _Optional[_Iterable[str]] = ..., languages: _Optional[_Iterable[str]] = ...) -> None: ...
+    quantization_error: float
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[_Union[Family, str]] = ..., architecture: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[Task, str]]] = ..., state: _Optional[_Union[ModelState, str]] = ..., max_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., embedding_size: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., parameters: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., mask_token: _Optional[str] = ..., prompts: _Optional[_Iterable[str]] = ..., generation_tasks: _Optional[_Iterable[str]] = ..., languages: _Optional[_Iterable[str]] = ..., quantization_error: _Optional[float] = ...) -> None: ...

@@ -39,6 +39,8 @@ class Rule(NamedTuple):
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] | None = None
+    aliases: Mapping[Any, Any] = {}
+    """Other names of choices."""
     shared: bool = False
     """Whether a model's setting may also be given for every model."""
 
@@ -61,7 +63,13 @@ class ModelSettings:
     threads: int | None = _setting(None, "CPU threads of its engine; unset is its share.", int, low=1, high=1024)
     page_size: int = _setting(16, "Tokens of one page of KV cache.", low=1, high=1024)
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", shared=True)
-    dtype: str = _setting("auto", "Precision.", choices=("auto", "float32", "tf32", "bfloat16", "float16"), shared=True)
+    dtype: str = _setting(
+        "auto",
+        "Precision; also by the names fp32, bf16 and fp16. fp8 is of the products of layers, in bfloat16 elsewhere.",
+        choices=("auto", "float32", "tf32", "bfloat16", "float16", "fp8"),
+        aliases={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"},
+        shared=True,
+    )
     kernels: str = _setting(
         "auto", "Implementation of the kernels.", choices=("auto", "triton", "cpu", "reference"), shared=True
     )
@@ -255,8 +263,11 @@ def _check(key: str, rule: Rule, given: _Given) -> Any:
     value = _convert(given.value, rule.kind)
     if value is None:
         raise ConfigError(f"{key}: {given.value!r} is not {_KINDS[rule.kind]} ({given.origin})")
+    value = rule.aliases.get(value, value)
     if rule.choices is not None and value not in rule.choices:
-        raise ConfigError(f"{key}: {value!r} is not one of {', '.join(rule.choices)} ({given.origin})")
+        raise ConfigError(
+            f"{key}: {value!r} is not one of {', '.join((*rule.choices, *rule.aliases))} ({given.origin})"
+        )
     if rule.low is not None and value < rule.low:
         raise ConfigError(f"{key}: {value} is below the least, {rule.low} ({given.origin})")
     if rule.high is not None and value > rule.high:

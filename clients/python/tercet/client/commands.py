@@ -229,8 +229,9 @@ def models(client: "Client", as_json: Json = False) -> None:
     rows = [("NAME", "STATE", "FAMILY", "ARCHITECTURE", "TASKS", "LENGTH", "PARAMETERS", "DTYPE", "DEVICE")]
     for m in found:
         size = f"{m.parameters / 1e6:.1f}M"
+        dtype = m.dtype if m.quantization_error is None else f"{m.dtype} (error {m.quantization_error:.1e})"
         rows.append(
-            (m.name, m.state, m.family, m.architecture, ",".join(m.tasks), str(m.max_length), size, m.dtype, m.device)
+            (m.name, m.state, m.family, m.architecture, ",".join(m.tasks), str(m.max_length), size, dtype, m.device)
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

@@ -69,6 +69,7 @@ def model_info(model: Model) -> ModelInfo:
         vocab_size=model.vocab_size,
         embedding_size=model.embedding_size if model.HasField("embedding_size") else None,
         dtype=model.dtype,
+        quantization_error=model.quantization_error if model.HasField("quantization_error") else None,
         device=model.device,
         parameters=model.parameters,
         labels=list(model.labels),

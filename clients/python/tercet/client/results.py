@@ -60,7 +60,9 @@ class ModelInfo:
     embedding_size: int | None
     """The width of an embedding; None for models that do not embed."""
     dtype: str
-    """What it computes in: "float32", "bfloat16", "float16"."""
+    """What it computes in: "float32", "tf32", "bfloat16", "float16", or "fp8", bfloat16 but for products of layers."""
+    quantization_error: float | None
+    """‖quantized - weights‖ / ‖weights‖ of a model in "fp8"; None of others."""
     device: str
     """Where it computes: "cpu", "cuda:0"."""
     parameters: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +18,7 @@ from tercet.server.engine.memory import batch_tokens, count_pages, encoder_bucke
 from tercet.server.engine.runner import Runner
 from tercet.server.engine.tuning import AUTO_LAYOUT
 from tercet.server.engine.validation import limits_of
+from tercet.server.logs import fields
 from tercet.server.models import load_model
 from tercet.server.wire import Embed, FillMask, Generate, Loading, ModelInfo, Predict, Rejected, Sampling
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
     Report = Callable[[Loading], None]
     Stage = Literal["weights", "pages", "warm-up"]
+
+log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 0.1
 WARM_UP_TOKENS = 8
@@ -51,6 +55,7 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
     """
     torch.set_num_threads(settings.threads)
     dispatch.select(settings.kernels, tf32=settings.dtype == "tf32")
+    torch.backends.cuda.matmul.allow_tf32 = settings.dtype == "tf32"
     device = torch.device(settings.device)
     model = load_model(
         Path(settings.source),
@@ -62,6 +67,10 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
         progress=_weight_progress(settings, report),
     )
     _check_kernels(model)
+    if model.quantization_error is not None:
+        log.info("quantized", extra=fields(model=settings.name, dtype="fp8", error=round(model.quantization_error, 5)))
+        if device.type == "cpu":
+            log.warning("fp8 is slow on a CPU, which computes it for checks", extra=fields(model=settings.name))
     if not settings.max_batch_tokens:
         settings = structs.replace(settings, max_batch_tokens=batch_tokens(model, _l2_bytes(device)))
 
@@ -99,7 +108,8 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
         target_vocab_size=model.target_vocab_size,
         embedding_size=model.embedding_size,
         labels=head.outputs if head and head.task in ("classify", "tag") else 0,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=settings.dtype if settings.dtype in ("tf32", "fp8") else str(model.dtype).removeprefix("torch."),
+        quantization_error=model.quantization_error,
         device=settings.device,
         parameters=model.parameters,
         pages=pages,

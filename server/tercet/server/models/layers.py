@@ -15,6 +15,7 @@ from tercet import kernels
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tercet.server.models.float8 import Float8Weight
     from tercet.server.models.spec import Activation, StackSpec
     from tercet.server.models.spec import Norm as NormKind
 
@@ -55,6 +56,7 @@ class Linear(Prepared):
         self.weight = parameter(out_features, in_features)
         self.bias = parameter(out_features) if bias else None
         self.packed: Tensor | None = None
+        self.float8: Float8Weight | None = None
 
     def prepare(self, device: torch.device) -> None:
         """On a CPU, packs a bfloat16 weight: the plain one would be reordered in every product."""
@@ -68,8 +70,16 @@ class Linear(Prepared):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
         self.weight = nn.Parameter(self.weight.to("meta"), requires_grad=False)
 
+    def quantize(self, weight: Float8Weight) -> None:
+        """Multiplies by that from now on; the plain weight is dropped."""
+        self.float8 = weight
+        counted = torch.empty(self.weight.shape, dtype=weight.values.dtype, device="meta")
+        self.weight = nn.Parameter(counted, requires_grad=False)
+
     def forward(self, x: Tensor, epilogue: tuple[str, str] = ("none", "")) -> Tensor:
         """[T, in] -> [T, out]; packed ones can apply an epilogue (oneDNN's activation and its algorithm)."""
+        if self.float8 is not None:
+            return self.float8(x, self.bias)
         if self.packed is None:
             return functional.linear(x, self.weight, self.bias)
         activation, algorithm = epilogue

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tercet.server.models import float8
 from tercet.server.models.architectures import ARCHITECTURES
 from tercet.server.models.checkpoint import open_checkpoint
 from tercet.server.models.checkpoint.config import Config, shorten
@@ -32,6 +33,7 @@ DTYPES = {
     "tf32": torch.float32,  # how it is multiplied is the kernels' and cuBLAS's setting
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "fp8": torch.bfloat16,  # but for the products of layers
 }
 
 
@@ -50,7 +52,8 @@ def load_model(
     Args:
         source: the folder or the file.
         device: where the model runs.
-        dtype: "auto", "float32", "tf32", "bfloat16" or "float16"; auto is bfloat16 on GPUs that have it, else float32.
+        dtype: "auto", "float32", "tf32", "bfloat16", "float16" or "fp8"; auto is bfloat16 on GPUs that have
+            it, else float32.
         max_length: tokens of a sequence; None is the checkpoint's own limit. T5 has none: there it is `n_positions` of
             the config, else 512, and any other length may be asked for.
         adapter: the folder of a PEFT LoRA adapter to merge into the weights.
@@ -75,11 +78,15 @@ def load_model(
     transfers = plan(transformer, checkpoint, names)
     head_dim = next(iter(spec.stacks.values())).head_dim
     load_weights(transformer, transfers, checkpoint, head_dim=head_dim, device=device, dtype=compute, progress=progress)
+    quantization_error = _quantized(transformer, checkpoint) if dtype == "fp8" else None
     for module in transformer.modules():
         if isinstance(module, Prepared):
             module.prepare(device)
     projection = load_projection(source, spec.embedding_size, device=device, allow_pickle=allow_pickle)
-    return Model(architecture.name, spec, transformer, projection, device=device, dtype=compute, max_length=length)
+    return Model(
+        architecture.name, spec, transformer, projection, device=device, dtype=compute, max_length=length,
+        quantization_error=quantization_error,
+    )  # fmt: skip
 
 
 def _architecture(checkpoint: Checkpoint) -> Architecture:
@@ -193,11 +200,22 @@ def _dtype(dtype: str, device: torch.device, architecture: Architecture, checkpo
         return torch.bfloat16 if on_gpu else torch.float32
     if dtype not in DTYPES:
         raise CheckpointError(f"{checkpoint.config_file}: dtype is {dtype!r}, it must be auto or {' or '.join(DTYPES)}")
+    if dtype == "fp8" and (reason := float8.refusal(device)):
+        raise CheckpointError(f"{checkpoint.config_file}: dtype is fp8, but {reason}")
     if dtype == "float16" and not architecture.float16:
         raise CheckpointError(
             f"{checkpoint.config_file}: dtype float16 overflows in {architecture.name}; it must be bfloat16 or float32"
         )
     return DTYPES[dtype]
+
+
+def _quantized(transformer: Transformer, checkpoint: Checkpoint) -> float:
+    error = float8.quantize_layers(transformer)
+    if error is None:
+        raise CheckpointError(
+            f"{checkpoint.config_file}: dtype is fp8, but no layer has maps of multiples of {float8.MULTIPLE} to such"
+        )
+    return error
 
 
 def _length(max_length: int | None, spec: TransformerSpec, checkpoint: Checkpoint) -> int:

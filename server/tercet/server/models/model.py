@@ -32,8 +32,12 @@ class Model:
         device: torch.device,
         dtype: torch.dtype,
         max_length: int,
+        quantization_error: float | None = None,
     ) -> None:
-        """The modules have their weights; `max_length` is in tokens, of seq2seq models of a source or a target."""
+        """The modules have their weights; `max_length` is in tokens, of seq2seq models of a source or a target.
+
+        `quantization_error`: ‖quantized - weights‖ / ‖weights‖ where layers multiply by quantized weights.
+        """
         self.architecture = architecture
         self.spec = spec
         self.transformer = transformer
@@ -41,6 +45,7 @@ class Model:
         self.device = device
         self.dtype = dtype
         self.max_length = max_length
+        self.quantization_error = quantization_error
         weights = [*transformer.parameters(), *projection.parameters()]
         self.parameters: int = sum(tensor.numel() for tensor in weights)
         self.weight_bytes: int = sum(tensor.nbytes for tensor in (*weights, *transformer.buffers()))

@@ -64,6 +64,7 @@ class ModelServicer:
                     vocab_size=info.vocab_size,
                     embedding_size=info.embedding_size if "embed" in tasks else None,
                     dtype=info.dtype,
+                    quantization_error=info.quantization_error,
                     device=info.device,
                     parameters=info.parameters,
                 )

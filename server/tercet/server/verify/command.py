@@ -84,15 +84,17 @@ def _compare(engine: EngineSettings, lines: list[str], new_tokens: int, toleranc
     except ModuleNotFoundError as error:
         raise _refuse(f"verify needs {error.name}: pip install 'tercet[server,verify]'") from None
     source = Path(engine.source)
-    limit = comparison.TOLERANCES[engine.dtype] if tolerance is None else tolerance
     try:
         text = load_text_model(source)
         served = Served(engine)
         reference = Reference(source, served.info.family, adapter=Path(engine.adapter) if engine.adapter else None)
         inputs = _inputs(served, text, lines, new_tokens)
         info = served.info
+        limit = comparison.TOLERANCES[info.dtype] if tolerance is None else tolerance
         typer.echo(f"{info.architecture}, {info.family}, {reference.name}: {', '.join(info.tasks)}")
         typer.echo(f"{info.dtype} on {info.device} against float32 on cpu")
+        if info.quantization_error is not None:
+            typer.echo(f"quantized weights differ by {info.quantization_error:.1e} of their norm")
         findings = [_say(_tokenizers(text, reference, lines))]
         findings.append(_say(comparison.hidden_states(served, reference, inputs, limit)))
         if info.tasks != ["embed"]:

@@ -34,6 +34,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     labels: int = 0
     """Outputs of a head that classifies or tags; 0 without one."""
     dtype: str
+    quantization_error: float | None = None
+    """‖quantized - weights‖ / ‖weights‖ of the linear maps of layers in "fp8"; None where nothing is quantized."""
     device: str
     parameters: int
     pages: int

@@ -24,7 +24,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     """"cpu", "cuda:0"; never "auto"."""
     dtype: str
-    """"auto", "float32", "tf32", "bfloat16", "float16"."""
+    """One of the names in `tercet.server.config`."""
     kernels: Literal["auto", "triton", "cpu", "reference"]
     layout: Literal["auto", "padded", "packed"]
     memory: int
