@@ -5,12 +5,13 @@
 
 A row is one kernel of one call in `calls.CALLS`, a cell what a version of triton made of it for a target: registers,
 shared memory and spills as the vendor's assembler reports them, and how many wgmma instructions (Hopper's asynchronous
-matrix products) it has.
+matrix products) and TMA loads it has. Where devices of a target have configurations of their own, it is the worst.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import multiprocessing
 import os
 import random
@@ -26,10 +27,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tercet.kernels.calls import CALLS
 from tercet.kernels.compiled import TABLE, Row, broken_requirements, read_table, write_table
-from tercet.kernels.launches import describe, fingerprint, launches, source
+from tercet.kernels.launches import describe, fingerprint, shipped, source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from triton.backends.compiler import GPUTarget
+
+    from tercet.kernels.launches import Launch
 
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
@@ -39,20 +44,25 @@ TARGETS = {
 }
 
 
+INSTRUCTIONS = ("wgmma", "tma")  # of which fewer are worse
+
+
 class Job(NamedTuple):
     """One launch of a call, for a target."""
 
     call: str
     number: int
     target: str
+    configuration: str = ""
+    hash: str = ""
 
 
 def resources(compiled: Any, target: str) -> dict[str, int]:
-    """Registers, spills and wgmma instructions of a compiled kernel."""
+    """Registers, spills, wgmma and TMA instructions of a compiled kernel."""
     if target.startswith("gfx"):
         assembly: str = compiled.asm["amdgcn"]
         counts = {name: int(value) for name, value in re.findall(r"\.(\w+_count):\s*(\d+)", assembly)}
-        return {"registers": counts["vgpr_count"], "spills": counts["vgpr_spill_count"], "wgmma": 0}
+        return {"registers": counts["vgpr_count"], "spills": counts["vgpr_spill_count"], "wgmma": 0, "tma": 0}
     import triton
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -65,6 +75,7 @@ def resources(compiled: Any, target: str) -> dict[str, int]:
         "registers": int(usage["REG"]),
         "spills": int(usage["STACK"]) + int(usage["LOCAL"]),
         "wgmma": compiled.asm["ptx"].count("wgmma.mma_async"),
+        "tma": compiled.asm["ptx"].count("cp.async.bulk.tensor"),
     }
 
 
@@ -75,32 +86,48 @@ def compile_row(job: Job, deadline: float | None) -> Row | None:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    call, target = CALLS[job.call], job.target
-    launch = launches(call)[job.number]
-    compiler_source, options = source(launch)
-    compiled = triton.compile(compiler_source, target=GPUTarget(*TARGETS[target]), options=options)
+    launches = shipped(CALLS[job.call], job.target)[job.number]
+    made = [_compiled(launch, GPUTarget(*TARGETS[job.target])) for launch in launches]
+    found = [{"shared": compiled.metadata.shared, **resources(compiled, job.target)} for compiled in made]
+    worst = {name: (min if name in INSTRUCTIONS else max)(each[name] for each in found) for name in found[0]}
     return Row(
-        triton=triton.__version__, call=job.call, kernel=launch.kernel.__name__, target=target,
-        configuration=describe(launch), shared=compiled.metadata.shared, hash=fingerprint(launch),
-        **resources(compiled, target),
+        triton=triton.__version__, call=job.call, kernel=launches[0].kernel.__name__, target=job.target,
+        configuration=job.configuration, hash=job.hash, **worst,
     )  # fmt: skip
 
 
-def jobs() -> dict[tuple[str, str, str], tuple[Job, str]]:
-    """Every launch and target there should be a result of: what compiles it and its hash.
+def _compiled(launch: Launch, target: GPUTarget) -> Any:
+    import triton
 
-    A launch that several calls have in common belongs to the first of them.
+    given, options = source(launch)
+    return triton.compile(given, target=target, options=options)
+
+
+def jobs() -> dict[tuple[str, str, str], Job]:
+    """What compiles every launch for every target.
+
+    A launch that several calls have in common belongs to the first of them. Its hash and its configuration are of all
+    targets.
     """
     seen: set[str] = set()
-    wanted: dict[tuple[str, str, str], tuple[Job, str]] = {}
+    wanted: dict[tuple[str, str, str], Job] = {}
     for name, call in CALLS.items():
-        for number, launch in enumerate(launches(call)):
-            digest = fingerprint(launch)
+        for number, on_targets in enumerate(zip(*(shipped(call, target) for target in TARGETS), strict=True)):
+            digest = "".join(sorted({fingerprint(launch) for launches in on_targets for launch in launches}))
+            digest = hashlib.sha256(digest.encode()).hexdigest()[:16]
             if digest in seen:
                 continue
             seen.add(digest)
+            whole = describe(on_targets[0][0]).split()
+            changes: dict[str, list[str]] = {}
+            for target, launches in zip(TARGETS, on_targets, strict=True):
+                different = [[part for part in describe(one).split() if part not in whole] for one in launches]
+                changes.setdefault(" or ".join(map(" ".join, different)), []).append(target)
+            changed = [f"; {' '.join(targets)}: {what}" for what, targets in changes.items() if what]
+            configuration = " ".join(whole) + "".join(changed)
             for target in TARGETS:
-                wanted[name, launch.kernel.__name__, target] = Job(name, number, target), digest
+                kernel = on_targets[0][0].kernel.__name__
+                wanted[name, kernel, target] = Job(name, number, target, configuration, digest)
     return wanted
 
 
@@ -146,8 +173,8 @@ def check(path: Path, sample: int, seed: int, processes: int, seconds: float) ->
     stale = {
         (version, *key): key
         for version in versions
-        for key, (_, digest) in wanted.items()
-        if (row := table.get((version, *key))) is None or row.hash != digest
+        for key, job in wanted.items()
+        if (row := table.get((version, *key))) is None or row.hash != job.hash
     }
     problems = [f"{' '.join(key)}: out of date" for key in stale]
     problems += [f"{' '.join(row.key)}: not shipped any more" for row in table.values() if row.key[1:] not in wanted]
@@ -156,7 +183,7 @@ def check(path: Path, sample: int, seed: int, processes: int, seconds: float) ->
     changed = set(stale.values())
     unchanged = sorted(set(wanted) - changed)
     chosen = [*changed, *random.Random(seed).sample(unchanged, min(sample, len(unchanged)))]  # noqa: S311 - not secret
-    rows, failures = compile_rows([wanted[key][0] for key in chosen], processes=processes, seconds=seconds)
+    rows, failures = compile_rows([wanted[key] for key in chosen], processes=processes, seconds=seconds)
     problems += failures
     problems += [problem for row in rows for problem in broken_requirements(row)]
     problems += [
@@ -172,9 +199,9 @@ def update(path: Path, processes: int, *, changed: bool) -> list[str]:
     """Compiles everything, or only what `changed`, and writes the table; other versions' results are kept."""
     table, version = read_table(path), triton_version()
     work, fresh = [], []
-    for key, (job, digest) in jobs().items():
+    for key, job in jobs().items():
         row = table.get((version, *key))
-        if changed and row is not None and row.hash == digest:
+        if changed and row is not None and row.hash == job.hash:
             fresh.append(row)
         else:
             work.append(job)

@@ -37,10 +37,19 @@ class Row(NamedTuple):
     spills: int
     """Bytes of local memory of a thread (NVIDIA) or spilled vector registers (AMD)."""
     wgmma: int
+    tma: int
 
     @property
     def key(self) -> Key:
         return self.triton, self.call, self.kernel, self.target
+
+
+def _says(row: Row, part: str) -> bool:
+    """Whether the configuration of a row has a part on its target: that of all, then what targets have of their own."""
+    whole, *changes = row.configuration.split("; ")
+    own = next((what for targets, what in (change.split(": ") for change in changes) if row.target in targets), "")
+    name = part.split("=", maxsplit=1)[0] + "="
+    return part in own.split() or (part in whole.split() and name not in own)
 
 
 def broken_requirements(row: Row) -> list[str]:
@@ -54,6 +63,8 @@ def broken_requirements(row: Row) -> list[str]:
         broken.append(f"{where}: {row.spills} bytes of spills")
     if not row.wgmma and half and row.kernel in WGMMA_KERNELS and row.target == "sm_90":
         broken.append(f"{where}: no wgmma instructions")
+    if not row.tma and row.target == "sm_90" and _says(row, "DESCRIPTORS=True"):
+        broken.append(f"{where}: descriptors, but no TMA instructions")
     return broken
 
 
@@ -68,15 +79,13 @@ def read_table(path: Path = TABLE) -> dict[Key, Row]:
             for column, cell in line.items():
                 if cell:
                     version, target = column.split()
-                    registers, shared, spills, wgmma = (int(part) for part in cell.split("/"))
-                    rows.append(
-                        Row(call, kernel, configuration, digest, version, target, registers, shared, spills, wgmma)
-                    )
+                    numbers = (int(part) for part in cell.split("/"))
+                    rows.append(Row(call, kernel, configuration, digest, version, target, *numbers))
     return {row.key: row for row in rows}
 
 
 def write_table(rows: Iterable[Row], path: Path = TABLE) -> None:
-    """Replaces the table: a line a launch, a column `version target` with registers/shared/spills/wgmma.
+    """Replaces the table: a line a launch, a column `version target` with registers/shared/spills/wgmma/tma.
 
     A line has one hash, that of the first row: results made from other source are left out.
     """
@@ -85,7 +94,7 @@ def write_table(rows: Iterable[Row], path: Path = TABLE) -> None:
     for row in rows:
         launch = (row.call, row.kernel, row.configuration, row.hash)
         if first.setdefault((row.call, row.kernel), launch) == launch:
-            cell = f"{row.registers}/{row.shared}/{row.spills}/{row.wgmma}"
+            cell = f"{row.registers}/{row.shared}/{row.spills}/{row.wgmma}/{row.tma}"
             lines.setdefault(launch, {})[f"{row.triton} {row.target}"] = cell
     columns = sorted({column for cells in lines.values() for column in cells})
     with path.open("w", newline="") as file:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int,
     longest_kv: int, kv_start: Tensor | None, page_table: Tensor | None, key_rows: Tensor | None, causal: bool,
-    window: tuple[int, int] | None, scale: float, bias: Tensor | None, out: Tensor | None,
+    window: tuple[int, int] | None, scale: float, bias: Tensor | None, plan: Lookup | None, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Row by row: a row's keys are a view (flat) or one gather (paged), and nothing is padded."""
     out = torch.zeros_like(q) if out is None else out.zero_()
@@ -71,11 +71,12 @@ class Lookup(NamedTuple):
 
 
 def attention_plan(
-    q: Tensor, k: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int, page_table: Tensor,
-    key_rows: Tensor | None, causal: bool, window: tuple[int, int] | None,
+    q: Tensor, k: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int,
+    page_table: Tensor | None, key_rows: Tensor | None, causal: bool, window: tuple[int, int] | None,
+    masked: bool = False, split: bool = True,
 ) -> Lookup | None:  # fmt: skip
-    """None where rows have several queries, or none has any."""
-    if longest_q > 1:
+    """None where keys are flat, rows have several queries, or none has any."""
+    if longest_q > 1 or page_table is None:
         return None
     starts, queries, counts = q_start.tolist(), q_length.tolist(), kv_length.tolist()
     live = [row for row, (query, count) in enumerate(zip(queries, counts, strict=True)) if query and count]
@@ -109,7 +110,7 @@ def paged_attention(
         return attention(
             q, k, v, q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q,
             longest_kv=longest_kv, kv_start=None, page_table=page_table, key_rows=key_rows, causal=causal,
-            window=window, scale=scale, bias=bias, out=out,
+            window=window, scale=scale, bias=bias, plan=plan, out=out,
         )  # fmt: skip
     plan = plan or attention_plan(
         q, k, q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q, page_table=page_table,

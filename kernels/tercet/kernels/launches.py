@@ -12,12 +12,13 @@ from unittest import mock
 
 import torch
 
-from tercet.kernels import dispatch
+from tercet.kernels import configurations, dispatch
 
 if TYPE_CHECKING:
     from tercet.kernels.calls import Call
 
 KERNELS = "tercet.kernels.jit."
+DEVICES = {"sm_80": {"A100"}, "sm_90": {"H100", "H200"}, "sm_100": {"B200"}}  # that may have rows of their own
 POINTERS = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
@@ -31,8 +32,8 @@ class Launch(NamedTuple):
     keywords: dict[str, Any]
 
 
-def launches(call: Call) -> list[Launch]:
-    """What the Triton launchers launch for a call."""
+def launches(call: Call, keys: tuple[str, ...] = ("any",)) -> list[Launch]:
+    """What the Triton launchers launch for a call on the device that `configurations` calls `keys`."""
     from triton.runtime.jit import KernelInterface
 
     recorded: list[Launch] = []
@@ -43,6 +44,7 @@ def launches(call: Call) -> list[Launch]:
     with (
         mock.patch.object(KernelInterface, "__getitem__", record),
         mock.patch.multiple(dispatch, _selected="triton", _tf32=call.dtype == "tf32", _reasons=lambda *arguments: ()),
+        mock.patch.object(configurations, "device_keys", return_value=keys),
     ):
         call.run()
     return recorded
@@ -54,6 +56,7 @@ def source(launch: Launch) -> tuple[Any, dict[str, Any]]:
     What a kernel is not specialized for is neither.
     """
     from triton.compiler import ASTSource
+    from triton.tools.tensor_descriptor import TensorDescriptor
 
     kernel = launch.kernel
     names: list[str] = kernel.arg_names
@@ -65,6 +68,10 @@ def source(launch: Launch) -> tuple[Any, dict[str, Any]]:
     attributes: dict[tuple[int], list[list[Any]]] = {}
     for index, name in enumerate(names):
         value = values[name]
+        if isinstance(value, TensorDescriptor):
+            block = ",".join(map(str, value.block_shape))
+            signature[name] = f"tensordesc<{POINTERS[value.base.dtype].removeprefix('*')}[{block}]>"
+            continue
         one = isinstance(value, int) and value == 1 and name not in unknown
         if name in constants or value is None or one:
             signature[name] = "constexpr"
@@ -78,6 +85,13 @@ def source(launch: Launch) -> tuple[Any, dict[str, Any]]:
             attributes[index,] = [["tt.divisibility", 16]]
     options = {name: value for name, value in values.items() if name not in names}
     return ASTSource(kernel, signature, constexprs, attributes), options
+
+
+def shipped(call: Call, target: str) -> list[list[Launch]]:
+    """Each launch of a call on a target, as often as the target's devices have configurations of their own."""
+    named = {choice.device for choice in configurations.read_tiles()} & DEVICES.get(target, set())
+    on_devices = [launches(call, keys) for keys in ((target, "any"), *((name, target, "any") for name in named))]
+    return [list({describe(launch): launch for launch in same}.values()) for same in zip(*on_devices, strict=True)]
 
 
 def describe(launch: Launch) -> str:

@@ -61,11 +61,10 @@ def attention(
     - longest_q, longest_kv: upper bounds of the lengths.
     - causal: a query sees no key after its position.
     - window (left, right): a query sees the keys from `left` before to `right` after its position.
-    - scale: None is 1/sqrt(D).
+    - scale, above 0: None is 1/sqrt(D).
     - bias float32 [H, 2 * max_distance + 1], added to the score at
       `clamp(key position - query position, ±max_distance) + max_distance`.
-    - plan: `attention_plan`'s for the same rows, of use over pages with at most SPLIT_KV_QUERIES queries a row; None
-      makes one.
+    - plan: `attention_plan`'s of the same rows; None makes one.
     - out [T, H, D] to write into.
 
     Returns [T, H, D] of q's dtype: zeros for queries that see no key and for storage outside every row. Raises
@@ -82,13 +81,13 @@ def attention(
             kv_length=kv_length, longest_q=longest_q, longest_kv=longest_kv, causal=causal, window=window, scale=scale,
             bias=bias, plan=plan, out=out,
         )  # fmt: skip
-    _check_attention(q, k, v, bias, window)
+    _check_attention(q, k, v, bias, window, scale)
     _check_key_rows(key_rows, len(q_start), longest_kv)
     return dispatch.call(
         "attention", q, k, v, q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q,
         longest_kv=longest_kv, kv_start=kv_start, page_table=page_table, key_rows=key_rows, causal=causal,
         window=window and _bounded(window),
-        scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias, out=out, head_dim=q.shape[-1],
+        scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias, plan=plan, out=out, head_dim=q.shape[-1],
     )  # fmt: skip
 
 
@@ -116,7 +115,7 @@ def paged_attention(
     What is launched depends on shapes, `longest_q` and the device alone, never on a length: a recorded launch serves
     other lengths.
     """
-    _check_attention(q, k, v, bias, window)
+    _check_attention(q, k, v, bias, window, scale)
     _check_key_rows(key_rows, len(q_start), longest_kv)
     return dispatch.call(
         "paged_attention", q, k, v, page_table=page_table, key_rows=key_rows, q_start=q_start, q_length=q_length,
@@ -134,21 +133,25 @@ def attention_plan(
     q_length: Tensor,
     kv_length: Tensor,
     longest_q: int,
-    page_table: Tensor,
+    page_table: Tensor | None = None,
     key_rows: Tensor | None = None,
     causal: bool = False,
     window: tuple[int, int] | None = None,
+    bias: Tensor | None = None,
 ) -> object:
-    """What `paged_attention` finds out once for all layers of a step: its `plan`, for the implementation that made it.
+    """What attention finds out once for all layers of a step: its `plan`, for the implementation that made it.
 
-    On a GPU an int32 tensor: how the programs of the grid share the work out. On a CPU where the keys lie. One plan
-    serves the calls whose rows, causality and window are these, one after the other (a GPU counts pieces in it). Of
-    q [T, H, D] and the pages k only shapes, dtype and device matter.
+    On a GPU an int32 tensor: over pages with few queries a row how the programs of `paged_attention`'s grid share its
+    keys out, else the tiles of queries in their order, those that see the most keys first. On a CPU where the keys of
+    a decode step lie. One plan serves the calls whose rows, causality and window are these, all with a bias or none,
+    one after the other (a GPU counts pieces in it). Of q [T, H, D], of k, flat or pages, and of the bias only shapes,
+    dtype and device matter. `page_table` and `key_rows` are None for flat keys.
     """
-    _check_attention(q, k, k, None, window)
+    _check_attention(q, k, k, bias, window, None)
     return dispatch.call(
         "attention_plan", q, k, q_start=q_start, q_length=q_length, kv_length=kv_length, longest_q=longest_q,
         page_table=page_table, key_rows=key_rows, causal=causal, window=window and _bounded(window),
+        masked=bias is not None or window is not None, split=page_table is not None and longest_q <= SPLIT_KV_QUERIES,
         head_dim=q.shape[-1],
     )  # fmt: skip
 
@@ -159,7 +162,9 @@ def _bounded(window: tuple[int, int]) -> tuple[int, int]:
     return min(left, MAX_POSITION), min(right, MAX_POSITION)
 
 
-def _check_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, window: tuple[int, int] | None) -> None:
+def _check_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, window: tuple[int, int] | None, scale: float | None
+) -> None:
     heads, head_dim = q.shape[1:]
     if k.shape != v.shape or k.shape[-1] != head_dim or heads % k.shape[-2]:
         raise ValueError(f"q, k, v of shapes {list(q.shape)}, {list(k.shape)}, {list(v.shape)} don't fit together")
@@ -167,6 +172,8 @@ def _check_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, windo
         raise ValueError(f"bias must be [{heads}, 2 * max_distance + 1], not {list(bias.shape)}")
     if window is not None and min(window) < 0:
         raise ValueError(f"window must be two numbers of keys, both at least 0, not {window}")
+    if scale is not None and not scale > 0:
+        raise ValueError(f"scale must be above 0, not {scale}")
 
 
 def _check_key_rows(key_rows: Tensor | None, rows: int, longest_kv: int) -> None:

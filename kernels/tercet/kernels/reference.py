@@ -26,7 +26,7 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int,
     longest_kv: int, kv_start: Tensor | None = None, page_table: Tensor | None = None,
     key_rows: Tensor | None = None, causal: bool, window: tuple[int, int] | None, scale: float, bias: Tensor | None,
-    out: Tensor | None,
+    out: Tensor | None, plan: None = None,
 ) -> Tensor:  # fmt: skip
     out = torch.zeros_like(q) if out is None else out.zero_()
     for row, (start, queries, keys) in enumerate(

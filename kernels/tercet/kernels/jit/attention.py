@@ -1,20 +1,26 @@
 """Attention in one pass over the keys with an online softmax (Dao et al., FlashAttention, 2022; Milakov and
-Gimelshein, 2018), for packed or padded queries and flat or paged keys.
+Gimelshein, 2018), for packed or padded queries and flat or paged keys. Tiles of queries are taken longest first.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tercet.kernels import dispatch
-from tercet.kernels.configurations import tile
+from tercet.kernels.configurations import processors
 from tercet.kernels.jit.rows import PER_BATCH, find_rows
+from tercet.kernels.jit.specialized import attend_specialized
+from tercet.kernels.jit.tile_order import TOTALS, prefill_tile, tile_capacity, tile_order
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from tercet.kernels.configurations import Reads, Tile
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -79,15 +85,21 @@ def attend(
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BIAS: tl.constexpr,
     PAGED: tl.constexpr, KEY_ROWS: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    k_tiles=None, v_tiles=None, column=0, first_pos=0, last_pos=0,
+    DESCRIPTORS: tl.constexpr = False, FAR: tl.constexpr = False,
 ):  # fmt: skip
     """Adds the keys of tiles [lo, hi) to the running softmax: acc [BLOCK_M, BLOCK_D], maximum m and sum l [BLOCK_M].
 
-    Scores are in powers of two: `scale` holds log2(e). MASKED tiles hold keys that not every query sees.
+    Scores are in powers of two: `scale`, above 0, holds log2(e). MASKED tiles hold keys that not every query sees; the
+    others come through DESCRIPTORS k_tiles and v_tiles of flat keys, from `column` on, if there are any. FAR says that
+    the queries are those of first_pos ... last_pos: tiles of keys beyond `reach` of all of them have one bias.
     """
     d = tl.arange(0, BLOCK_D)
     for first in range(lo, hi, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N)
-        if MASKED:
+        if DESCRIPTORS:
+            k = k_tiles.load([row_base + first, column])  # [BLOCK_N, BLOCK_D]
+        elif MASKED:
             offsets = key_offsets(
                 n, row_base, page_row_ptr, key_row_ptr, PAGES, K_STRIDE, PAGED, KEY_ROWS, PAGE_SIZE, n < kv_length
             )  # fmt: skip
@@ -101,22 +113,28 @@ def attend(
                 k = tl.load(k_ptr + offsets[:, None] + d[None, :])
             else:
                 k = tl.load(k_ptr + offsets[:, None] + d[None, :], mask=(d < HEAD_DIM)[None, :], other=0.0)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale  # [BLOCK_M, BLOCK_N]
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N], not scaled yet
         if BIAS:
-            distance = n[None, :] - q_pos[:, None]
-            distance = tl.minimum(tl.maximum(distance, -reach), reach)
-            s += tl.load(bias_ptr + distance + reach) * LOG2E
+            # Scores are scaled later: the bias, which isn't, is divided by the scale.
+            if FAR and ((first + BLOCK_N - 1 <= first_pos - reach) | (first >= last_pos + reach)):
+                s += tl.load(bias_ptr + tl.where(first < first_pos, 0, 2 * reach)) * (LOG2E / scale)
+            else:
+                distance = n[None, :] - q_pos[:, None]
+                distance = tl.minimum(tl.maximum(distance, -reach), reach)
+                s += tl.load(bias_ptr + distance + reach) * (LOG2E / scale)
         if MASKED:
             visible = visible_keys(q_pos[:, None], n[None, :], kv_length, left, right, CAUSAL, WINDOW)
             s = tl.where(visible, s, float("-inf"))
-        m_new = tl.maximum(m, tl.max(s, axis=1))
+        m_new = tl.maximum(m, tl.max(s, axis=1) * scale)
         # A query that has seen no key yet has no maximum; 0 keeps -inf - -inf out.
         origin = tl.where(m_new == float("-inf"), 0.0, m_new) if MASKED else m_new
-        p = tl.exp2(s - origin[:, None])
+        p = tl.exp2(s * scale - origin[:, None])
         alpha = tl.exp2(m - origin)
         l = l * alpha + tl.sum(p, axis=1)
         acc = acc * alpha[:, None]
-        if MASKED:
+        if DESCRIPTORS:
+            v = v_tiles.load([row_base + first, column])
+        elif MASKED:
             v = tl.load(v_ptr + offsets[:, None] + d[None, :], mask=loaded, other=0.0)  # [BLOCK_N, BLOCK_D]
         elif HEAD_DIM == BLOCK_D:
             v = tl.load(v_ptr + offsets[:, None] + d[None, :])
@@ -127,48 +145,18 @@ def attend(
     return acc, m, l
 
 
-@triton.jit(do_not_specialize=PER_BATCH)
-def attention_kernel(
-    q_ptr,  # [T, H, HEAD_DIM], a token every Q_STRIDE elements
-    k_ptr,  # [T_k, H_kv, HEAD_DIM] or [pages, PAGE_SIZE, H_kv, HEAD_DIM], a token every K_STRIDE elements
-    v_ptr,  # as k
-    out_ptr,  # [T, H, HEAD_DIM]
-    q_start_ptr,  # [B]
-    q_length_ptr,  # [B]
-    kv_start_ptr,  # [B], unused when PAGED
-    kv_length_ptr,  # [B]
-    page_table_ptr,  # [B, PAGES], unused unless PAGED
-    key_rows_ptr,  # [B, KEYS], unused unless KEY_ROWS
-    bias_ptr,  # float32 [H, 2 * reach + 1], unused unless BIAS
-    TOKENS, ROWS, HEADS, GROUP, PAGES, KEYS, Q_STRIDE, K_STRIDE, reach, left, right, scale,
+@triton.jit
+def attend_tile(
+    row, head, tile,
+    q_ptr, k_ptr, v_ptr, out_ptr, k_tiles, v_tiles, q_start_ptr, q_length_ptr, kv_start_ptr, kv_length_ptr,
+    page_table_ptr, key_rows_ptr, bias_ptr, HEADS, GROUP, PAGES, KEYS, Q_STRIDE, K_STRIDE, reach, left, right, scale,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BIAS: tl.constexpr, PAGED: tl.constexpr, KEY_ROWS: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, SPECIALIZED: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (query tiles of the longest row, H, B + 1); the last B writes zeros where no row lies."""
-    head = tl.program_id(1)
-    row = tl.program_id(2)
+    """The output of one tile of a row's queries in one head."""
     d = tl.arange(0, BLOCK_D)
-    out_stride = HEADS * HEAD_DIM
-    if row == ROWS:
-        # These programs share the storage out among them, whatever their head.
-        programs = tl.num_programs(0) * HEADS
-        for first in range((tl.program_id(0) * HEADS + head) * BLOCK_M, TOKENS, programs * BLOCK_M):
-            token = first + tl.arange(0, BLOCK_M)
-            owner, _ = find_rows(token, q_start_ptr, q_length_ptr, ROWS, BLOCK_M, 32)
-            empty = (token < TOKENS) & (owner < 0)
-            pointers = out_ptr + token.to(tl.int64)[:, None] * out_stride + d[None, :]
-            zeros = tl.zeros([BLOCK_M, BLOCK_D], out_ptr.dtype.element_ty)
-            if tl.max(empty.to(tl.int32), axis=0) > 0:
-                for offset in range(0, out_stride, HEAD_DIM):
-                    tl.store(pointers + offset, zeros, mask=empty[:, None] & (d < HEAD_DIM)[None, :])
-        return
-
     q_length = tl.load(q_length_ptr + row).to(tl.int32)
-    # The last tiles of a causal row see the most keys: they start first.
-    first_q = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
-    if first_q >= q_length:
-        return
     kv_length = tl.load(kv_length_ptr + row).to(tl.int32)
     q_start = tl.load(q_start_ptr + row).to(tl.int64)
     row_base = 0 if PAGED else tl.load(kv_start_ptr + row).to(tl.int32)
@@ -178,66 +166,181 @@ def attention_kernel(
         key_row_ptr += row.to(tl.int64) * KEYS
     elif PAGED:
         page_row_ptr += row.to(tl.int64) * PAGES
-    k_ptr += (head // GROUP) * HEAD_DIM
-    v_ptr += (head // GROUP) * HEAD_DIM
+    column = (head // GROUP) * HEAD_DIM
+    k_ptr += column
+    v_ptr += column
     if BIAS:
         bias_ptr += head * (2 * reach + 1)
 
+    first_q = tile * BLOCK_M
     i = first_q + tl.arange(0, BLOCK_M)
     q_mask = (i < q_length)[:, None] & (d < HEAD_DIM)[None, :]
-    q_offsets = (q_start + i)[:, None] * Q_STRIDE + head * HEAD_DIM + d[None, :]
-    q = tl.load(q_ptr + q_offsets, mask=q_mask, other=0.0)  # [BLOCK_M, BLOCK_D]
-    q_pos = i + kv_length - q_length
-
-    first_pos = first_q + kv_length - q_length
-    last_pos = tl.minimum(first_q + BLOCK_M, q_length) - 1 + kv_length - q_length
-    lo, hi, full_lo, full_hi = visible_range(first_pos, last_pos, kv_length, left, right, CAUSAL, WINDOW, BLOCK_N)
-    full_lo = tl.minimum(full_lo, tl.cdiv(tl.maximum(hi, lo), BLOCK_N) * BLOCK_N)
-    full_hi = tl.maximum(full_hi // BLOCK_N * BLOCK_N, full_lo)
-
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
-    if WINDOW:
-        acc, m, l = attend(
-            acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, lo, full_lo, kv_length,
-            left, right, scale, PAGES, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS, PAGE_SIZE,
-            HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+    if SPECIALIZED:
+        row_keys = row_base.to(tl.int64) * K_STRIDE
+        acc, l = attend_specialized(
+            first_q, q_ptr + q_start * Q_STRIDE + head * HEAD_DIM, k_ptr + row_keys, v_ptr + row_keys, q_length,
+            kv_length, Q_STRIDE, K_STRIDE, scale, CAUSAL, HEAD_DIM, BLOCK_M, BLOCK_N, PRECISION,
         )  # fmt: skip
-    acc, m, l = attend(
-        acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, full_lo, full_hi, kv_length,
-        left, right, scale, PAGES, K_STRIDE, reach, False, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS, PAGE_SIZE,
-        HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
-    )  # fmt: skip
-    acc, m, l = attend(
-        acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, full_hi, hi, kv_length,
-        left, right, scale, PAGES, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS, PAGE_SIZE,
-        HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
-    )  # fmt: skip
+    else:
+        q_offsets = (q_start + i)[:, None] * Q_STRIDE + head * HEAD_DIM + d[None, :]
+        q = tl.load(q_ptr + q_offsets, mask=q_mask, other=0.0)  # [BLOCK_M, BLOCK_D]
+        q_pos = i + kv_length - q_length
+        first_pos = first_q + kv_length - q_length
+        last_pos = tl.minimum(first_q + BLOCK_M, q_length) - 1 + kv_length - q_length
+        lo, hi, full_lo, full_hi = visible_range(first_pos, last_pos, kv_length, left, right, CAUSAL, WINDOW, BLOCK_N)
+        full_lo = tl.minimum(full_lo, tl.cdiv(tl.maximum(hi, lo), BLOCK_N) * BLOCK_N)
+        full_hi = tl.maximum(full_hi // BLOCK_N * BLOCK_N, full_lo)
+        acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        l = tl.zeros([BLOCK_M], tl.float32)
+        if WINDOW:
+            acc, m, l = attend(
+                acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, lo, full_lo,
+                kv_length, left, right, scale, PAGES, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS,
+                PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+            )  # fmt: skip
+        acc, m, l = attend(
+            acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, full_lo, full_hi,
+            kv_length, left, right, scale, PAGES, K_STRIDE, reach, False, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS,
+            PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, k_tiles, v_tiles, column, first_pos, last_pos,
+            DESCRIPTORS, True,
+        )  # fmt: skip
+        acc, m, l = attend(
+            acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, full_hi, hi,
+            kv_length, left, right, scale, PAGES, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS,
+            PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+        )  # fmt: skip
     # Queries that see no key have l = 0 and acc = 0.
     acc = acc / tl.where(l == 0, 1.0, l)[:, None]
-    out_offsets = (q_start + i)[:, None] * out_stride + head * HEAD_DIM + d[None, :]
+    out_offsets = (q_start + i)[:, None] * (HEADS * HEAD_DIM) + head * HEAD_DIM + d[None, :]
     tl.store(out_ptr + out_offsets, acc.to(out_ptr.dtype.element_ty), mask=q_mask)
+
+
+@triton.jit
+def clear_block(
+    block, out_ptr, q_start_ptr, q_length_ptr, TOKENS, ROWS, HEADS,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Zeros for those of BLOCK_M tokens of storage that no row covers, in every head."""
+    d = tl.arange(0, BLOCK_D)
+    token = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    owner, _ = find_rows(token, q_start_ptr, q_length_ptr, ROWS, BLOCK_M, 32)
+    empty = (token < TOKENS) & (owner < 0)
+    pointers = out_ptr + token.to(tl.int64)[:, None] * (HEADS * HEAD_DIM) + d[None, :]
+    zeros = tl.zeros([BLOCK_M, BLOCK_D], out_ptr.dtype.element_ty)
+    if tl.max(empty.to(tl.int32), axis=0) > 0:
+        for head in range(0, HEADS):
+            tl.store(pointers + head * HEAD_DIM, zeros, mask=empty[:, None] & (d < HEAD_DIM)[None, :])
+
+
+@triton.jit(do_not_specialize=PER_BATCH)
+def attention_kernel(
+    q_ptr,  # [T, H, HEAD_DIM], a token every Q_STRIDE elements
+    k_ptr,  # [T_k, H_kv, HEAD_DIM] or [pages, PAGE_SIZE, H_kv, HEAD_DIM], a token every K_STRIDE elements
+    v_ptr,  # as k
+    out_ptr,  # [T, H, HEAD_DIM]
+    k_tiles, v_tiles,  # descriptors of flat k and v as [T_k, H_kv * HEAD_DIM], unused unless DESCRIPTORS
+    q_start_ptr,  # [B]
+    q_length_ptr,  # [B]
+    kv_start_ptr,  # [B], unused when PAGED
+    kv_length_ptr,  # [B]
+    page_table_ptr,  # [B, PAGES], unused unless PAGED
+    key_rows_ptr,  # [B, KEYS], unused unless KEY_ROWS
+    bias_ptr,  # float32 [H, 2 * reach + 1], unused unless BIAS
+    order_ptr,  # of `tile_order`
+    TOKENS, ROWS, HEADS, GROUP, PAGES, KEYS, Q_STRIDE, K_STRIDE, reach, left, right, scale,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BIAS: tl.constexpr, PAGED: tl.constexpr, KEY_ROWS: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, SPECIALIZED: tl.constexpr, PERSISTENT: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Grid (a program for every tile and head there may be, and block to clear; PERSISTENT: fewer, that take several).
+
+    The heads of a tile are neighbours, so that those of a group find their keys in the cache.
+    """
+    program = tl.program_id(0)
+    programs = tl.num_programs(0)
+    items = tl.load(order_ptr) * HEADS
+    if PERSISTENT:
+        for first in range(0, items, programs):
+            # Every other round runs backwards: who got the longest tile of one gets the shortest of the next.
+            item = first + tl.where(first // programs % 2 == 0, program, programs - 1 - program)
+            if item < items:
+                place = tl.load(order_ptr + TOTALS + item // HEADS)
+                attend_tile(
+                    place % ROWS, item % HEADS, place // ROWS,
+                    q_ptr, k_ptr, v_ptr, out_ptr, k_tiles, v_tiles, q_start_ptr, q_length_ptr, kv_start_ptr,
+                    kv_length_ptr, page_table_ptr, key_rows_ptr, bias_ptr, HEADS, GROUP, PAGES, KEYS, Q_STRIDE,
+                    K_STRIDE, reach, left, right, scale, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS, DESCRIPTORS,
+                    SPECIALIZED, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION,
+                )  # fmt: skip
+    elif program < items:
+        place = tl.load(order_ptr + TOTALS + program // HEADS)
+        attend_tile(
+            place % ROWS, program % HEADS, place // ROWS,
+            q_ptr, k_ptr, v_ptr, out_ptr, k_tiles, v_tiles, q_start_ptr, q_length_ptr, kv_start_ptr,
+            kv_length_ptr, page_table_ptr, key_rows_ptr, bias_ptr, HEADS, GROUP, PAGES, KEYS, Q_STRIDE,
+            K_STRIDE, reach, left, right, scale, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS, DESCRIPTORS,
+            SPECIALIZED, PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION,
+        )  # fmt: skip
+    # Those that have the least to do clear first.
+    blocks = tl.load(order_ptr + 1)
+    for block in range((program + programs - items % programs) % programs, blocks, programs):
+        clear_block(block, out_ptr, q_start_ptr, q_length_ptr, TOKENS, ROWS, HEADS, HEAD_DIM, BLOCK_D, BLOCK_M)
+
+
+def readable(k: Tensor, v: Tensor, head_dim: int, blocks: Tile, *, masked: bool) -> Reads:
+    """How the keys can be read, at best as the tile says.
+
+    A descriptor needs flat keys, a head of a power of two, and 16 bytes between what it points to; warps are
+    specialized only where no bias and no window is asked for.
+    """
+    aligned = all(
+        x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 and head_dim * x.element_size() % 16 == 0
+        for x in (k, v)
+    )
+    if k.ndim == 4 or not aligned or head_dim != blocks.block_d or len(k) == 0:
+        return "pointers"
+    return "descriptors" if blocks.reads == "specialized" and masked else blocks.reads
 
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int,
     longest_kv: int, kv_start: Tensor | None, page_table: Tensor | None, key_rows: Tensor | None, causal: bool,
-    window: tuple[int, int] | None, scale: float, bias: Tensor | None, out: Tensor | None,
+    window: tuple[int, int] | None, scale: float, bias: Tensor | None, plan: Tensor | None, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
     out = q.new_empty(q.shape) if out is None else out
     tokens, heads, head_dim = q.shape
-    blocks = tile("attention", q.dtype, head_dim, masked=bias is not None or window is not None)
+    rows, paged, masked = len(q_start), page_table is not None, bias is not None or window is not None
+    blocks = prefill_tile(q, k, masked=masked)
+    reads = readable(k, v, head_dim, blocks, masked=masked)
+    k_tiles = v_tiles = None
+    if reads == "descriptors":
+        k_tiles, v_tiles = (
+            TensorDescriptor(x, [len(x), x.shape[1] * head_dim], [x.stride(0), 1], [blocks.block_n, head_dim])
+            for x in (k, v)
+        )
+    elif reads == "specialized":
+        # The descriptors of a row are made in the kernel. Their memory is the caching allocator's: a graph keeps it.
+        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
+    if plan is None:
+        plan = tile_order(
+            q, k, q_length=q_length, kv_length=kv_length, longest_q=longest_q, causal=causal, masked=masked
+        )
     left, right = window or (0, 0)
-    grid = (max(1, triton.cdiv(longest_q, blocks.block_m)), heads, len(q_start) + 1)
-    attention_kernel[grid](
-        q, k, v, out, q_start, q_length, kv_start, kv_length, page_table, key_rows, bias,
-        tokens, len(q_start), heads, heads // k.shape[-2], 0 if page_table is None else page_table.shape[1],
+    # Every tile and head that there may be, and blocks of storage to clear.
+    programs = tile_capacity(tokens, rows, longest_q, blocks.block_m) * heads + triton.cdiv(tokens, blocks.block_m)
+    if blocks.programs:
+        programs = min(programs, blocks.programs * processors(q.device))
+    attention_kernel[max(1, programs),](
+        q, k, v, out, k_tiles, v_tiles, q_start, q_length, kv_start, kv_length, page_table, key_rows, bias, plan,
+        tokens, rows, heads, heads // k.shape[-2], 0 if page_table is None else page_table.shape[1],
         0 if key_rows is None else key_rows.shape[1], q.stride(0), k.stride(-3),
         0 if bias is None else bias.shape[1] // 2, left, right, scale * LOG2E.value,
-        CAUSAL=causal, WINDOW=window is not None, BIAS=bias is not None, PAGED=page_table is not None,
-        KEY_ROWS=key_rows is not None, PAGE_SIZE=1 if page_table is None else k.shape[1],
-        HEAD_DIM=head_dim, BLOCK_D=blocks.block_d, BLOCK_M=blocks.block_m, BLOCK_N=blocks.block_n,
+        CAUSAL=causal, WINDOW=window is not None, BIAS=bias is not None, PAGED=paged,
+        KEY_ROWS=key_rows is not None, DESCRIPTORS=reads == "descriptors", SPECIALIZED=reads == "specialized",
+        PERSISTENT=blocks.programs > 0, PAGE_SIZE=k.shape[1] if paged else 1, HEAD_DIM=head_dim,
+        BLOCK_D=blocks.block_d, BLOCK_M=blocks.block_m, BLOCK_N=blocks.block_n,
         PRECISION=dispatch.input_precision(), num_warps=blocks.num_warps, num_stages=blocks.num_stages,
     )  # fmt: skip
     return out

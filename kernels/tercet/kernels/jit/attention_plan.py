@@ -17,6 +17,7 @@ import triton.language as tl
 
 from tercet.kernels.configurations import tile
 from tercet.kernels.jit.rows import PER_BATCH, find_rows
+from tercet.kernels.jit.tile_order import tile_order
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,10 +163,15 @@ def query_tiles(longest_q: int, group: int, blocks: Tile) -> int:
 
 
 def attention_plan(
-    q: Tensor, k: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int, page_table: Tensor,
-    key_rows: Tensor | None, causal: bool, window: tuple[int, int] | None,
+    q: Tensor, k: Tensor, *, q_start: Tensor, q_length: Tensor, kv_length: Tensor, longest_q: int,
+    page_table: Tensor | None, key_rows: Tensor | None, causal: bool, window: tuple[int, int] | None,
+    masked: bool = False, split: bool = True,
 ) -> Tensor:  # fmt: skip
     """`page_table` and `key_rows` are of no use here: a kernel looks keys up as it reads them."""
+    if not split:
+        return tile_order(
+            q, k, q_length=q_length, kv_length=kv_length, longest_q=longest_q, causal=causal, masked=masked
+        )
     tokens, heads, head_dim = q.shape
     kv_heads = k.shape[-2]
     blocks = tile("paged_attention", q.dtype, head_dim)

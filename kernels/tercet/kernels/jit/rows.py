@@ -8,7 +8,7 @@ import triton.language as tl
 # Arguments that change from batch to batch. Triton would compile a kernel anew for each that becomes 1 or a multiple of
 # 16, in the middle of a request.
 PER_BATCH = (
-    "TOKENS", "ROWS", "PAGES", "KEYS", "PROGRAMS", "QUERY_TILES", "longest", "value", "left", "right",
+    "TOKENS", "ROWS", "PAGES", "KEYS", "CAPACITY", "PROGRAMS", "QUERY_TILES", "longest", "value", "left", "right",
     "start_ptr", "length_ptr", "q_start_ptr", "q_length_ptr", "kv_start_ptr", "kv_length_ptr", "page_table_ptr",
     "key_rows_ptr", "slots_ptr", "positions_ptr", "token_ids_ptr", "type_ids_ptr",
 )  # fmt: skip

@@ -10,7 +10,7 @@ from tercet import kernels
 from tercet.server.models.layers import Linear, Norm
 
 if TYPE_CHECKING:
-    from tercet.server.models.batch import DecoderBatch, EncoderBatch, KVCache, Source
+    from tercet.server.models.batch import DecoderBatch, EncoderBatch, KVCache, Rows, Source
     from tercet.server.models.positions import RelativeBias, Rotary
     from tercet.server.models.spec import StackSpec, Window
 
@@ -27,12 +27,52 @@ class Keys(Protocol):
         ...
 
 
+class Plans:
+    """What attention finds out once for those layers of a batch that see the same, at the first of them."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[bool, bool, Window | None, bool], object] = {}
+
+    def get(
+        self,
+        q: Tensor,
+        k: Tensor,
+        rows: Rows,
+        kv_length: Tensor,
+        attention: SelfAttention | None = None,
+        *,
+        page_table: Tensor | None = None,
+        key_rows: Tensor | None = None,
+    ) -> object:
+        """The plan of a layer's attention to its own sequence, or, without `attention`, of that to the source."""
+        causal, window, bias = (
+            (attention.causal, attention.window, attention.bias) if attention else (False, None, None)
+        )
+        kind = (attention is None, causal, window, bias is not None)
+        if kind not in self._made:
+            self._made[kind] = kernels.attention_plan(
+                q,
+                k,
+                q_start=rows.start,
+                q_length=rows.length,
+                kv_length=kv_length,
+                longest_q=rows.longest,
+                page_table=page_table,
+                key_rows=key_rows,
+                causal=causal,
+                window=window,
+                bias=bias,
+            )
+        return self._made[kind]
+
+
 class FlatKeys:
     """Those of whole sequences: the keys of a row are its own tokens, and its source's."""
 
     def __init__(self, batch: EncoderBatch, source: Source | None = None) -> None:
         self.batch = batch
         self.source = source
+        self._plans = Plans()
 
     def attend(self, attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows = self.batch.rows
@@ -52,6 +92,7 @@ class FlatKeys:
             window=attention.window,
             scale=attention.scale,
             bias=attention.bias,
+            plan=self._plans.get(q, k, rows, rows.length, attention),
         )
 
     def attend_source(self, attention: CrossAttention, q: Tensor) -> Tensor:
@@ -70,6 +111,7 @@ class FlatKeys:
             longest_q=rows.longest,
             longest_kv=source.longest,
             scale=attention.scale,
+            plan=self._plans.get(q, k, rows, source.length),
         )
 
 
@@ -79,7 +121,7 @@ class PagedKeys:
     def __init__(self, batch: DecoderBatch, cache: KVCache) -> None:
         self.batch = batch
         self.cache = cache
-        self._plans: dict[tuple[bool, bool, Window | None], object] = {}
+        self._plans = Plans()
 
     def attend(self, attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch = self.batch
@@ -100,7 +142,15 @@ class PagedKeys:
             window=attention.window,
             scale=attention.scale,
             bias=attention.bias,
-            plan=self._plan(q, k_pages, causal=attention.causal, window=attention.window),
+            plan=self._plans.get(
+                q,
+                k_pages,
+                batch.rows,
+                batch.kv_length,
+                attention,
+                page_table=batch.page_table,
+                key_rows=batch.key_rows,
+            ),
         )
 
     def attend_source(self, attention: CrossAttention, q: Tensor) -> Tensor:
@@ -119,31 +169,8 @@ class PagedKeys:
             longest_kv=batch.longest_cross,
             page_table=batch.cross_page_table,
             scale=attention.scale,
-            plan=self._plan(q, k_pages, cross=True),
+            plan=self._plans.get(q, k_pages, batch.rows, batch.cross_length, page_table=batch.cross_page_table),
         )
-
-    def _plan(
-        self, q: Tensor, k_pages: Tensor, *, cross: bool = False, causal: bool = False, window: Window | None = None
-    ) -> object:
-        """What the layers that see the same keys find out once, at the first of them; None where there is nothing."""
-        batch, rows, kind = self.batch, self.batch.rows, (cross, causal, window)
-        if rows.longest <= kernels.SPLIT_KV_QUERIES and kind not in self._plans:
-            kv_length, page_table = batch.kv_length, batch.page_table
-            if cross and batch.cross_length is not None and batch.cross_page_table is not None:
-                kv_length, page_table = batch.cross_length, batch.cross_page_table
-            self._plans[kind] = kernels.attention_plan(
-                q,
-                k_pages,
-                q_start=rows.start,
-                q_length=rows.length,
-                kv_length=kv_length,
-                longest_q=rows.longest,
-                page_table=page_table,
-                key_rows=None if cross else batch.key_rows,
-                causal=causal,
-                window=window,
-            )
-        return self._plans.get(kind)
 
 
 class SelfAttention(nn.Module):
