@@ -16,6 +16,7 @@ WORDS = " ".join(CORPUS).split()
 REQUESTS = 200
 MEAN_BATCH = 4
 TOLERANCE = 1e-4
+BY_CHANCE = ("seed", "cached_tokens")  # not of an answer, but of when it was asked for
 ENTAILMENT = {0: "contradiction", 1: "neutral", 2: "entailment"}
 
 
@@ -79,11 +80,12 @@ def flat(value):
     if isinstance(value, float):
         return [], [value]
     if is_dataclass(value):
-        fields = {name: part for name, part in asdict(value).items() if name != "seed"}
-        return flat(list(fields.values()))
-    if not isinstance(value, list | tuple | dict):
+        return flat(asdict(value))
+    if isinstance(value, dict):
+        return flat([part for name, part in value.items() if name not in BY_CHANCE])
+    if not isinstance(value, list | tuple):
         return [value], []
-    parts = [flat(part) for part in (value.values() if isinstance(value, dict) else value)]
+    parts = [flat(part) for part in value]
     return [said for said, _ in parts], [number for _, numbers in parts for number in numbers]
 
 
