@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Activations worth ending a product in, as oneDNN calls them.
 EPILOGUES = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
+# Those that cuBLAS's products with a bias can end in: whether it is GELU, which is the approximation there.
+CUBLAS_EPILOGUES = {"gelu_tanh": True, "relu": False}
 
 
 def parameter(*shape: int) -> nn.Parameter:
@@ -84,6 +86,10 @@ class Linear(Prepared):
             return functional.linear(x, self.weight, self.bias)
         activation, algorithm = epilogue
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], algorithm)
+
+    def activated(self, x: Tensor, *, gelu: bool) -> Tensor:
+        """GELU or ReLU of the product with a bias, [T, in] -> [T, out], as cuBLAS ends it."""
+        return torch.ops.aten._addmm_activation(self.bias, x, self.weight.t(), use_gelu=gelu)
 
 
 class Norm(nn.Module):
@@ -216,18 +222,26 @@ class FeedForward(Prepared):
         self.activation: Activation = spec.activation
         self.gated = spec.gated
         self.epilogue = None if spec.gated else EPILOGUES.get(spec.activation)
+        self.ends_in_gelu: bool | None = None
         width = spec.intermediate_size
         parts = {"gate": width, "up": width} if spec.gated else {"inner": width}
         self.up = Linear(spec.hidden_size, parts, bias=spec.feedforward_bias)
         self.down = Linear(width, {"down": spec.hidden_size}, bias=spec.feedforward_bias)
 
     def prepare(self, device: torch.device) -> None:
-        """On a CPU, packs the first map where its product can end in the activation and saves a pass over memory."""
+        """Finds whether the first map's product can end in the activation, which saves a pass over memory.
+
+        On a CPU, its weight is packed for that.
+        """
         if self.epilogue and packable(self.up.weight, device):
             self.up.pack()
+        if device.type == "cuda" and not self.gated and self.up.bias is not None and self.up.float8 is None:
+            self.ends_in_gelu = CUBLAS_EPILOGUES.get(self.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]"""
         if self.epilogue and self.up.packed is not None and kernels.dispatch.selected(x.device) == "cpu":
             return self.down(self.up(x, self.epilogue))
+        if self.ends_in_gelu is not None:
+            return self.down(self.up.activated(x, gelu=self.ends_in_gelu))
         return self.down(kernels.activation(self.up(x), self.activation, gated=self.gated))
