@@ -1,6 +1,7 @@
 """Replayed steps give what launched ones give, whatever the mix, and nothing of a batch is baked into them."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,11 +9,16 @@ import torch
 
 from support.checkpoints import VOCAB_SIZE, tiny_bert, tiny_llama, tiny_t5
 from support.device import DEVICE, ON_GPU
-from support.engine import engine_of, generate, run
-from support.graphs import EmulatedGraphs
+from support.engine import engine_of, expected, generate, null_engine, request, run
+from support.graphs import EmulatedGraphs, HostReadError, Recorder
 from tercet.kernels import dispatch
 from tercet.server.engine import tuning
-from tercet.server.engine.graphs import CudaGraphs
+from tercet.server.engine.decode_steps import DecodeSteps
+from tercet.server.engine.encoder_steps import EncoderSteps
+from tercet.server.engine.graphs import CudaGraphs, Graphs
+from tercet.server.engine.lanes import Lanes
+from tercet.server.engine.sampler import CLASSES
+from tercet.server.engine.sequence import reading_request
 from tercet.server.models import load_model
 from tercet.server.wire import Embed
 
@@ -32,6 +38,7 @@ def _kernels(monkeypatch):
 @pytest.fixture(autouse=True)
 def _buckets(monkeypatch):
     """Few and small: the interpreter is slow."""
+    monkeypatch.setattr(tuning, "DECODE_ROWS", (2, 512))
     monkeypatch.setattr(tuning, "ENCODER_TOKENS", (8, 13))
     monkeypatch.setattr(tuning, "ENCODER_TEXTS", (3,))
 
@@ -40,6 +47,11 @@ def _buckets(monkeypatch):
 def model(request, tmp_path_factory):
     folder = MAKERS[request.param](tmp_path_factory.mktemp(request.param), **{"num_hidden_layers": 2})
     return load_model(folder, device=torch.device(DEVICE), dtype="float32", max_length=64)
+
+
+def backend():
+    """What captures."""
+    return CudaGraphs() if ON_GPU else EmulatedGraphs()
 
 
 def messages(model):
@@ -56,10 +68,11 @@ def messages(model):
     ]
 
 
-def test_tokens_are_those_of_launched_steps(model):
-    wanted = run(engine_of(model, max_rows=2), *messages(model))
-    backend = CudaGraphs() if ON_GPU else EmulatedGraphs()
-    answers = run(engine_of(model, max_rows=2, ahead=True, backend=backend), *messages(model))
+def test_tokens_are_those_of_launched_steps(model, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(dispatch, "_selected", None)  # what serves without graphs
+        wanted = run(engine_of(model, max_rows=2), *messages(model))
+    answers = run(engine_of(model, max_rows=2, ahead=True, backend=backend()), *messages(model))
     assert answers.tokens == wanted.tokens
     assert answers.steps[-1].pages_used == 0
     replayed = {stats.phase: stats.replayed_steps for stats in answers.stats if stats.phase != "prefill"}
@@ -70,10 +83,9 @@ def test_tokens_are_those_of_launched_steps(model):
 def test_vectors_are_those_of_launched_batches(tmp_path, layout):
     """Batches of one and of three texts, in the smallest bucket that holds them; a longer one is launched."""
     model = load_model(tiny_bert(tmp_path, num_hidden_layers=2), device=torch.device(DEVICE), dtype="float32")
-    backend = CudaGraphs() if ON_GPU else EmulatedGraphs()
     ids = [5, 9, 200, 31, 8, 77, 12]
-    replayed, launched = (engine_of(model, layout=layout, **options) for options in ({"backend": backend}, {}))
-    for lengths in ((5,), (2, 3, 4), (4, 1), (7, 7, 1)):
+    replayed, launched = (engine_of(model, layout=layout, **options) for options in ({"backend": backend()}, {}))
+    for lengths in ((5,), (2, 3, 4), (7, 7, 1)):
         messages = [
             Embed(
                 id=key,
@@ -92,3 +104,90 @@ def test_vectors_are_those_of_launched_batches(tmp_path, layout):
         stored = max(lengths) * len(lengths) if layout == "padded" else sum(lengths)
         assert stats.real_tokens + stats.padding_tokens == next((n for n in (8, 13) if n >= stored), stored)
         assert stats.replayed_steps == (stored <= 13)
+
+
+def recorded(*runs):
+    """What each launches; a host that reads a tensor raises."""
+    found = []
+    for launch in runs:
+        with torch.inference_mode(), Recorder() as recorder:
+            launch()
+        found.append(recorder.described())
+    return found
+
+
+@pytest.mark.skipif(ON_GPU, reason="a graph of a GPU refuses by itself what is forbidden here")
+def test_a_step_launches_the_same_whatever_is_in_it(model):
+    """The same ops and kernels at the same addresses with the same numbers."""
+    cache, lanes = model.new_cache(40, 4), Lanes(2, 16, 16 * (model.family == "seq2seq"), model.device)
+    graphs = Graphs(EmulatedGraphs())
+    steps = DecodeSteps(model, cache, lanes, graphs)
+    read, *draws = partial(steps._read, 2), *(partial(steps._draw, 2, likeliest) for likeliest in CLASSES)
+    graphs.capture(("decode", 2), read)
+    recordings = []
+    # Of each lane that takes part, its tokens so far and the last of them.
+    for filled in ({0: [9, 4], 1: [30, 7]}, {1: [2, 50]}):
+        for lane, (length, last) in filled.items():
+            lanes.length[lane], lanes.last_token[lane], lanes.cross_length[lane] = length, last, 1 + length
+            lanes.page_table[lane] = torch.randperm(40)[:16]
+        lanes.active[:2] = torch.tensor([lane in filled for lane in range(2)])
+        recordings.append(recorded(read, *draws))
+    first, second = recordings
+    assert first == second
+    assert all(len(launches) > 1 for launches in first)
+    assert len(first[0]) > 20
+
+
+@pytest.mark.skipif(ON_GPU, reason="a graph of a GPU refuses by itself what is forbidden here")
+def test_a_batch_launches_the_same_whatever_is_in_it(tmp_path):
+    model = load_model(tiny_bert(tmp_path, num_hidden_layers=2), device=torch.device("cpu"), dtype="float32")
+    bucket = tuning.EncoderBucket(13, 3, 13)
+    steps = EncoderSteps(model, None, Graphs(EmulatedGraphs()), [bucket])
+    found = []
+    for lengths in ((3, 4, 2), (13,)):
+        messages = (Embed(id=0, token_ids=[5] * n, pooling="mean", normalize=True) for n in lengths)
+        packed = steps.pack(bucket, [reading_request(message, 0) for message in messages], [0, 3, 7][: len(lengths)])
+        steps.fill(bucket, torch.tensor(packed, dtype=torch.int32))
+        found += recorded(partial(steps._read, bucket))
+    assert found[0] == found[1]
+    assert len(found[0]) > 10
+
+
+@pytest.mark.skipif(ON_GPU, reason="a graph of a GPU refuses by itself what is forbidden here")
+@pytest.mark.parametrize(
+    "read", [lambda x: x.max().item(), lambda x: x.tolist(), lambda x: x[x > 0], lambda x: int(x[0]), lambda x: x.cpu()]
+)
+def test_what_the_host_reads_is_noticed(read):
+    with pytest.raises(HostReadError), Recorder():
+        read(torch.arange(3) + 1)
+
+
+class Refusing:
+    """Captures nothing."""
+
+    def capture(self, run):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_what_can_not_be_captured_is_launched(caplog):
+    engine, _ = null_engine("seq2seq", backend=Refusing())
+    answers = run(engine, request("seq2seq", 1, [3, 4, 6], 5))
+    assert answers.tokens[1, 0] == expected("seq2seq", [3, 4, 6], 5)
+    assert answers.total("replayed_steps") == 0
+    assert all(record.reason.startswith("operation not permitted") for record in caplog.records)
+    assert caplog.records
+
+
+def test_a_steady_step_uploads_nothing_and_counts_its_kernels(model):
+    """One row in one page: after its first step the device knows all it needs, and makes but a copy for the host."""
+    if model.family == "seq2seq":
+        pytest.skip("as any decoder, once its source is read")
+    engine = engine_of(model, max_rows=1, page_size=32, backend=backend())
+    engine.submit(generate(1, [5, 9, 31], 5))
+    found = []
+    for _ in range(5):
+        before = dispatch.launches()
+        (stats,) = engine.step().stats
+        calls = dispatch.launches()["kv_write/triton"] - before.get("kv_write/triton", 0)
+        found.append((stats.phase, stats.host_to_device_copies, calls))
+    assert found == [("prefill", 1, 2), ("decode", 1, 2), *[("decode", 0, 2)] * 3]

@@ -6,132 +6,131 @@ each batch, stays what it was when it was recorded, and comes out as wrong token
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack
 from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-# What makes the host wait for the device, or the size of a tensor depend on what is in others.
+# What makes the host wait for the device, as ops and as methods of tensors.
 READS = {
     "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount",
     "equal", "is_nonzero",
 }  # fmt: skip
 METHODS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__")
-# What makes tensors of any content, which nothing has to fill again.
+# Tensors of any content, which nothing has to fill again.
 EMPTY = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
 KERNEL = object()
 """In place of what an op returns."""
 
 
 class HostReadError(RuntimeError):
-    """Something that can't be captured."""
+    """The host would wait for the device."""
 
 
 class Recorder(TorchDispatchMode):
-    """Runs ops and remembers them."""
+    """Runs what is launched inside, and remembers it; the host may read no tensor."""
 
     def __init__(self):
         super().__init__()
         self.launches = []
-        """(what, its arguments, its keywords, its outputs)"""
-        self._inside = False
+        """What is launched, its arguments and keywords, and what it returns."""
+        self._interpreting = False
+        self._patches = ExitStack()
+
+    def __enter__(self):
+        from triton.runtime.jit import KernelInterface  # the one that interprets (`support.device`)
+
+        for name in METHODS:
+            read = getattr(torch.Tensor, name)
+            self._patches.enter_context(mock.patch.object(torch.Tensor, name, self._guarded(name, read)))
+
+        def launcher(kernel, grid):
+            return self._launcher(kernel, grid)
+
+        self._patches.enter_context(mock.patch.object(KernelInterface, "__getitem__", launcher))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self._patches.close()
+        return super().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        name = func._schema.name.removeprefix("aten::")
-        if not self._inside and (name in READS or (name == "repeat_interleave" and "output_size" not in kwargs)):
-            raise HostReadError(f"{name} makes the host wait")
         found = func(*args, **kwargs)
-        if not self._inside and name.rstrip("_") not in EMPTY:
+        if not self._interpreting:
+            name = func._schema.name.removeprefix("aten::")
+            if name in READS or (name == "repeat_interleave" and kwargs.get("output_size") is None):
+                raise HostReadError(f"{name} makes the host wait")
             self.launches.append((func, args, kwargs, found))
         return found
 
-    def launch(self, kernel, grid):
-        """What stands for `kernel[grid]`."""
+    def _guarded(self, name, read):
+        def guarded(*args, **kwargs):
+            if not self._interpreting:
+                raise HostReadError(f"{name} makes the host wait")
+            return read(*args, **kwargs)
 
-        def run(*args, **kwargs):
-            self._inside = True
+        return guarded
+
+    def _launcher(self, kernel, grid):
+        def launch(*args, **kwargs):
+            self._interpreting = True
             try:
                 kernel.run(*args, grid=grid, warmup=False, **kwargs)
             finally:
-                self._inside = False
-            self.launches.append((kernel, args, {"grid": grid, **kwargs}, KERNEL))
+                self._interpreting = False
+            self.launches.append((kernel, args, {**kwargs, "grid": grid}, KERNEL))
 
-        return run
+        return launch
 
+    def described(self):
+        """What can be compared between runs: names, numbers, and of tensors shapes, dtypes and where they come from:
+        an address, or the launch that made them."""
+        made, lines = {}, []
 
-@contextmanager
-def host_reads_forbidden():
-    """Where tensors can't be read on the host."""
+        def place(tensor):
+            if tensor.is_mkldnn:  # a packed weight
+                return id(tensor)
+            storage = tensor.untyped_storage().data_ptr()
+            kind = tuple(tensor.shape), tensor.stride(), tensor.dtype
+            return (*kind, tensor.storage_offset(), made.get(storage, storage))
 
-    def forbid(name):
-        def read(tensor, *args, **kwargs):
-            raise HostReadError(f"{name} makes the host wait")
-
-        return read
-
-    patches = [mock.patch.object(torch.Tensor, name, forbid(name)) for name in METHODS]
-    for patch in patches:
-        patch.start()
-    try:
-        yield
-    finally:
-        for patch in patches:
-            patch.stop()
+        for index, (what, args, kwargs, found) in enumerate(self.launches):
+            name = str(getattr(what, "__name__", what))
+            lines.append((name, tree_map_only(torch.Tensor, place, (args, kwargs))))
+            for tensor in tree_leaves(found):
+                if isinstance(tensor, torch.Tensor):
+                    made.setdefault(tensor.untyped_storage().data_ptr(), f"made by {index}")
+        return lines
 
 
 class EmulatedGraphs:
     """As `tercet.server.engine.graphs.CudaGraphs`, with the kernels in Triton's interpreter."""
 
-    def __init__(self):
-        self.replays = 0
-        self.recorded = []
-        """The launches of every graph, in the order of their capture."""
-
     def capture(self, run):
-        from triton.runtime.jit import KernelInterface  # the one that interprets (`support.device`)
-
         run()
-        recorder = Recorder()
-
-        def launch(kernel, grid):
-            return recorder.launch(kernel, grid)
-
-        with (
-            recorder,
-            mock.patch.object(KernelInterface, "__getitem__", launch),
-        ):
+        with (recorder := Recorder()):
             output = run()
-        self.recorded.append(recorder.launches)
+        launches = [launch for launch in recorder.launches if _name(launch[0]) not in EMPTY]
 
         def repeat():
-            self.replays += 1
-            for launch in recorder.launches:
-                again(*launch)
+            for launch in launches:
+                _again(*launch)
 
         return repeat, output
 
 
-def again(what, args, kwargs, found):
+def _name(what):
+    return what._schema.name.removeprefix("aten::") if hasattr(what, "_schema") else what.__name__
+
+
+def _again(what, args, kwargs, found):
     """Launches once more, into the tensors that were there."""
     if found is KERNEL:
         what[kwargs["grid"]](*args, **{name: value for name, value in kwargs.items() if name != "grid"})
         return
-    anew = what(*args, **kwargs)
-    for old, new in zip(tree_flatten(found)[0], tree_flatten(anew)[0], strict=True):
+    for old, new in zip(tree_leaves(found), tree_leaves(what(*args, **kwargs)), strict=True):
         if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
             old.copy_(new)
-
-
-def described(launches):
-    """A recorded run as what can be compared: names, numbers, and of tensors shapes, dtypes and addresses."""
-
-    def of(tensor):
-        return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.data_ptr()
-
-    return [
-        (getattr(what, "__name__", str(what)), tree_map_only(torch.Tensor, of, (args, kwargs)))
-        for what, args, kwargs, _ in launches
-    ]
