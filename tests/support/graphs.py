@@ -13,11 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-# What makes the host wait for the device, as ops and as methods of tensors.
-READS = {
-    "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount",
-    "equal", "is_nonzero",
-}  # fmt: skip
+# Ops of which the host needs a number of the device, and methods of tensors likewise.
+READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 METHODS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__")
 # Tensors of any content, which nothing has to fill again.
 EMPTY = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
@@ -60,9 +57,8 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
         if not self._interpreting:
-            name = func._schema.name.removeprefix("aten::")
-            if name in READS or (name == "repeat_interleave" and kwargs.get("output_size") is None):
-                raise HostReadError(f"{name} makes the host wait")
+            if _reads(func, args, kwargs):
+                raise HostReadError(f"{_name(func)} makes the host wait")
             self.launches.append((func, args, kwargs, found))
         return found
 
@@ -120,6 +116,15 @@ class EmulatedGraphs:
                 _again(*launch)
 
         return repeat, output
+
+
+def _reads(func, args, kwargs):
+    name = _name(func)
+    if name in ("index", "index_put", "index_put_"):  # a mask's size is counted, that of other indices is known
+        return any(index.dtype in (torch.bool, torch.uint8) for index in args[1] if isinstance(index, torch.Tensor))
+    if name == "repeat_interleave":
+        return kwargs.get("output_size") is None
+    return not READS.isdisjoint(func.tags)
 
 
 def _name(what):
