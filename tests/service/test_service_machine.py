@@ -129,3 +129,26 @@ def test_engines_hear_of_adapters_and_of_pickles(tmp_path: Path):
     ]
     allowed = config.load({"device": "cpu", "allow_pickle": True}, [f"a={tmp_path}"], environment={})
     assert budget.plan(allowed, {"a": tmp_path}, {"a": None})[0].allow_pickle
+
+
+@pytest.mark.parametrize(
+    ("cores", "given", "count"), [(1, None, 1), (15, None, 1), (16, None, 2), (99, None, 4), (2, 7, 7)]
+)
+def test_front_ends_are_as_many_as_cores_allow_and_share_the_queues(
+    cores: int, given: int | None, count: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(machine, "cores", lambda: cores)
+    settings = config.Settings(
+        models=(config.ModelSettings("m", "s"),), max_queue=10, max_queue_tokens=3, front_ends=given
+    )
+    front_ends = budget.plan_front_ends(settings, {"m": Path("/a")}, ["127.0.0.1:5"], Path("/metrics"))
+    assert [front_end.number for front_end in front_ends] == list(range(count))
+    for front_end in front_ends:
+        own = front_end.settings
+        assert (own.max_queue, own.max_queue_tokens) == (10 // count, max(1, 3 // count))
+        assert own.max_queue_chars == settings.max_queue_chars // count
+        assert (front_end.checkpoints, front_end.addresses, front_end.metrics) == (
+            {"m": "/a"},
+            ["127.0.0.1:5"],
+            "/metrics",
+        )

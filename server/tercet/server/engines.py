@@ -30,7 +30,7 @@ class Engine:
         """Of the newest incarnation that got ready."""
         self.channel: Channel | None = None
         """Open while the engine is ready."""
-        self._told: EngineState | None = None
+        self._told: EngineState | None = None  # while it is said to be ready
         self._on_change = on_change
         self._connecting: asyncio.Task[None] | None = None
 
@@ -41,20 +41,22 @@ class Engine:
 
     def hear(self, told: EngineState) -> None:
         """The supervisor says how it is."""
-        self._told = told
         self.info = told.info
         if told.state is State.READY:
+            self._told = told
             self._connecting = asyncio.ensure_future(self._connect(told))
         else:
             self.close()
             self._change(told.state)
 
     def close(self) -> None:
-        """Leaves the engine; who waits for it is told."""
+        """Leaves the engine, until it is ready again; who waits for it is told."""
+        self._told = None
         if self._connecting is not None:
             self._connecting.cancel()
-        if self.channel is not None:
-            self.channel.close()
+        channel, self.channel = self.channel, None
+        if channel is not None:
+            channel.close()
 
     async def _connect(self, told: EngineState) -> None:
         """Tries until there is a connection, or the engine is no more what it was."""
@@ -78,7 +80,7 @@ class Engine:
         if channel is self.channel:
             self.channel = None
             self._change(State.RESTARTING)
-        if self._told is not None and self._told.state is State.READY:
+        if self._told is not None:
             self._connecting = asyncio.ensure_future(self._connect(self._told))
 
     def _change(self, state: State) -> None:
