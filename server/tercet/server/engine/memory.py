@@ -18,7 +18,8 @@ MIB, GIB = 1 << 20, 1 << 30
 FLOAT_BYTES = 4
 # Hidden-sized tensors alive at once in a layer: residual, norm, q, k, v, attention and its projection.
 HIDDEN_BUFFERS = 8
-# Vocabulary-sized rows alive at once: logits, and what sampling sorts and sums.
+# Vocabulary-sized rows alive at once: logits, and what sampling sorts and sums. Keys of the likeliest tokens, where no
+# logits are written, take less.
 LOGIT_BUFFERS = 4
 
 # What a driver keeps of a captured graph: an allowance, two kilobytes for each of a thousand launches.

@@ -15,7 +15,7 @@ from tercet.server.models.layers import Linear
 
 FLOAT8 = torch.float8_e4m3fn
 GREATEST = torch.finfo(FLOAT8).max
-LEAST_SCALE = 1e-30  # of a row of zeros
+LEAST = 1e-30  # what the greatest of a row counts as at least: a row may be zeros
 MULTIPLE = 16  # of both sizes of a weight that GPUs multiply
 MIN_CAPABILITY = (8, 9)  # of NVIDIA's GPUs
 
@@ -25,9 +25,9 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
 
     A row that isn't finite stays so.
     """
-    wide = x.float()
-    scale = wide.abs().amax(-1, keepdim=True).clamp(min=LEAST_SCALE) / GREATEST
-    return (wide / scale).to(FLOAT8), scale
+    greatest = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = greatest.clamp(min=LEAST) / GREATEST
+    return (x / scale).to(FLOAT8), scale
 
 
 class Float8Weight(nn.Module):
