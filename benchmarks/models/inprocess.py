@@ -25,16 +25,25 @@ GIB = 30  # of a GPU that a row of models takes: its engine, and several copies 
 
 
 class InProcess:
-    """One model's engine, with the service's defaults but for the prefix cache: every run computes everything."""
+    """One model's engine, with the service's defaults but for the prefix cache: every run computes everything, unless
+    told otherwise.
+    """
 
     def __init__(
-        self, source: Path, threads: int, *, device: str = "cpu", dtype: str = "auto", max_batch_tokens: int = 0
+        self,
+        source: Path,
+        threads: int,
+        *,
+        device: str = "cpu",
+        dtype: str = "auto",
+        max_batch_tokens: int = 0,
+        prefix_cache: bool = False,
     ) -> None:
         self._source = source
         settings = EngineSettings(
             name="benchmark", source=str(source), incarnation=0, device=device, dtype=dtype, kernels="auto",
             layout="auto", memory=MEMORY[device.partition(":")[0]], threads=threads, max_length=None, max_rows=128,
-            max_batch_tokens=max_batch_tokens, prefix_cache=False,
+            max_batch_tokens=max_batch_tokens, prefix_cache=prefix_cache,
         )  # fmt: skip
         self._engine, self.info = load_engine(settings, lambda _: None)
         self._requests = 0

@@ -145,6 +145,7 @@ def test_any_load_is_served_within_its_limits(family, load, padded, prefix_cache
         assert steps < 3000
     assert pool.used == 0
     assert all(sequence.state == "finished" for sequence in alive)
+    assert not scheduler.cache._coming
     counts = scheduler.cache.counts
     assert (counts.prefix_queries + counts.source_queries > 0) <= prefix_cache
     assert counts.prefix_hits <= counts.prefix_queries

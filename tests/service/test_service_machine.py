@@ -152,3 +152,15 @@ def test_front_ends_are_as_many_as_cores_allow_and_share_the_queues(
             ["127.0.0.1:5"],
             "/metrics",
         )
+
+
+def test_one_model_may_do_without_the_prefix_cache(tmp_path: Path):
+    """On unless said otherwise, for all models or for one; how many tokens a batch has the engine finds out itself."""
+    file = tmp_path / "tercet.toml"
+    file.write_text("[models.b]\nprefix_cache = false\nmax_batch_tokens = 512")
+    sources = [f"{name}={tmp_path}" for name in "ab"]
+    for flags, wanted in (({}, [True, False]), ({"prefix_cache": False}, [False, False])):
+        settings = config.load({"device": "cpu", **flags}, sources, file, {})
+        engines = budget.plan(settings, dict.fromkeys("ab", tmp_path), dict.fromkeys("ab"))
+        assert [engine.prefix_cache for engine in engines] == wanted
+        assert [engine.max_batch_tokens for engine in engines] == [0, 512]
