@@ -85,14 +85,13 @@ def attend(
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BIAS: tl.constexpr,
     PAGED: tl.constexpr, KEY_ROWS: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-    k_tiles=None, v_tiles=None, column=0, first_pos=0, last_pos=0,
-    DESCRIPTORS: tl.constexpr = False, FAR: tl.constexpr = False,
+    k_tiles=None, v_tiles=None, column=0, DESCRIPTORS: tl.constexpr = False, side=0, FAR: tl.constexpr = False,
 ):  # fmt: skip
     """Adds the keys of tiles [lo, hi) to the running softmax: acc [BLOCK_M, BLOCK_D], maximum m and sum l [BLOCK_M].
 
     Scores are in powers of two: `scale`, above 0, holds log2(e). MASKED tiles hold keys that not every query sees; the
-    others come through DESCRIPTORS k_tiles and v_tiles of flat keys, from `column` on, if there are any. FAR says that
-    the queries are those of first_pos ... last_pos: tiles of keys beyond `reach` of all of them have one bias.
+    others come through DESCRIPTORS k_tiles and v_tiles of flat keys, from `column` on, if there are any. FAR tiles lie
+    beyond the bias's reach of every query: the bias at `side` is theirs.
     """
     d = tl.arange(0, BLOCK_D)
     for first in range(lo, hi, BLOCK_N):
@@ -116,8 +115,8 @@ def attend(
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N], not scaled yet
         if BIAS:
             # Scores are scaled later: the bias, which isn't, is divided by the scale.
-            if FAR and ((first + BLOCK_N - 1 <= first_pos - reach) | (first >= last_pos + reach)):
-                s += tl.load(bias_ptr + tl.where(first < first_pos, 0, 2 * reach)) * (LOG2E / scale)
+            if FAR:
+                s += tl.load(bias_ptr + side) * (LOG2E / scale)
             else:
                 distance = n[None, :] - q_pos[:, None]
                 distance = tl.minimum(tl.maximum(distance, -reach), reach)
@@ -199,12 +198,30 @@ def attend_tile(
                 kv_length, left, right, scale, PAGES, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS,
                 PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
             )  # fmt: skip
+        near_lo = full_lo
+        near_hi = full_hi
+        if BIAS:
+            near_lo = tl.maximum(first_pos - reach + 1, 0) // BLOCK_N * BLOCK_N
+            near_lo = tl.minimum(tl.maximum(near_lo, full_lo), full_hi)
+            near_hi = tl.cdiv(tl.maximum(last_pos + reach, 0), BLOCK_N) * BLOCK_N
+            near_hi = tl.minimum(tl.maximum(near_hi, near_lo), full_hi)
+            acc, m, l = attend(
+                acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, full_lo, near_lo,
+                kv_length, left, right, scale, PAGES, K_STRIDE, reach, False, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS,
+                PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, k_tiles, v_tiles, column, DESCRIPTORS, 0, True,
+            )  # fmt: skip
         acc, m, l = attend(
-            acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, full_lo, full_hi,
+            acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, near_lo, near_hi,
             kv_length, left, right, scale, PAGES, K_STRIDE, reach, False, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS,
-            PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, k_tiles, v_tiles, column, first_pos, last_pos,
-            DESCRIPTORS, True,
+            PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, k_tiles, v_tiles, column, DESCRIPTORS,
         )  # fmt: skip
+        if BIAS and not CAUSAL:
+            acc, m, l = attend(
+                acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, near_hi, full_hi,
+                kv_length, left, right, scale, PAGES, K_STRIDE, reach, False, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS,
+                PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, k_tiles, v_tiles, column, DESCRIPTORS, 2 * reach,
+                True,
+            )  # fmt: skip
         acc, m, l = attend(
             acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, full_hi, hi,
             kv_length, left, right, scale, PAGES, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS,
