@@ -22,9 +22,11 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tercet.kernels import configurations
 from tercet.kernels.calls import CALLS
 from tercet.kernels.compiled import TABLE, Row, broken_requirements, read_table, write_table
 from tercet.kernels.launches import describe, fingerprint, shipped, source
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from triton.backends.compiler import GPUTarget
 
+    from tercet.kernels.configurations import Tile
     from tercet.kernels.launches import Launch
 
 TARGETS = {
@@ -55,6 +58,8 @@ class Job(NamedTuple):
     target: str
     configuration: str = ""
     hash: str = ""
+    tile: Tile | None = None
+    """Instead of the shipped one."""
 
 
 def resources(compiled: Any, target: str) -> dict[str, int]:
@@ -86,7 +91,8 @@ def compile_row(job: Job, deadline: float | None) -> Row | None:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    launches = shipped(CALLS[job.call], job.target)[job.number]
+    with configurations.using(job.tile) if job.tile else nullcontext():
+        launches = shipped(CALLS[job.call], job.target)[job.number]
     made = [_compiled(launch, GPUTarget(*TARGETS[job.target])) for launch in launches]
     found = [{"shared": compiled.metadata.shared, **resources(compiled, job.target)} for compiled in made]
     worst = {name: (min if name in INSTRUCTIONS else max)(each[name] for each in found) for name in found[0]}

@@ -84,11 +84,11 @@ def read_tiles(path: Path = TABLE) -> list[Choice]:
 def _choice(path: Path, number: int, line: dict[str, str]) -> Choice:
     try:
         head_dim = int(line["head_dim"])
-        reads = next(reads for reads in READS if reads == line["reads"])
+        reads = READS[READS.index(line["reads"])]  # pyright: ignore[reportArgumentType] - checked by it
         m, n, warps, stages, programs = (int(line[name]) for name in _TILE_FIELDS if name != "reads")
         tile = Tile(m, n, warps, stages, block_d(head_dim), reads, programs)
         return Choice(line["op"], line["device"], line["kind"], line["form"], head_dim, tile, line["measured"])
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path.name}, line {number} is no configuration: {error!r}") from error
 
 
@@ -100,6 +100,8 @@ def write_tiles(choices: Iterable[Choice], path: Path = TABLE) -> None:
         for choice in sorted(choices):
             tile = [getattr(choice.tile, name) for name in _TILE_FIELDS]
             writer.writerow([*(getattr(choice, name) for name in _FIELDS), *tile, choice.measured])
+    _rows.cache_clear()
+    _tile.cache_clear()
 
 
 _table = TABLE

@@ -85,7 +85,7 @@ def attend(
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BIAS: tl.constexpr,
     PAGED: tl.constexpr, KEY_ROWS: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-    k_tiles=None, v_tiles=None, column=0, DESCRIPTORS: tl.constexpr = False, side=0, FAR: tl.constexpr = False,
+    k_tiles, v_tiles, column, DESCRIPTORS: tl.constexpr, side=0, FAR: tl.constexpr = False,
 ):  # fmt: skip
     """Adds the keys of tiles [lo, hi) to the running softmax: acc [BLOCK_M, BLOCK_D], maximum m and sum l [BLOCK_M].
 
@@ -196,7 +196,7 @@ def attend_tile(
             acc, m, l = attend(
                 acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, lo, full_lo,
                 kv_length, left, right, scale, PAGES, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS,
-                PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+                PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, k_tiles, v_tiles, column, False,
             )  # fmt: skip
         near_lo = full_lo
         near_hi = full_hi
@@ -225,7 +225,7 @@ def attend_tile(
         acc, m, l = attend(
             acc, m, l, q, q_pos, k_ptr, v_ptr, row_base, page_row_ptr, key_row_ptr, bias_ptr, full_hi, hi,
             kv_length, left, right, scale, PAGES, K_STRIDE, reach, True, CAUSAL, WINDOW, BIAS, PAGED, KEY_ROWS,
-            PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+            PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION, k_tiles, v_tiles, column, False,
         )  # fmt: skip
     # Queries that see no key have l = 0 and acc = 0.
     acc = acc / tl.where(l == 0, 1.0, l)[:, None]
