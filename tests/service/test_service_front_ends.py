@@ -112,7 +112,8 @@ def test_the_queues_of_all_hold_no_more_than_the_limit(server: RunningServer, sp
     held = [stubs.embedding.Embed.future(HELD) for [stubs] in (first, first, second, second)]
     wait_until(lambda: metric(server, "tercet_requests_waiting", model="encoder") == 4)
     for [stubs] in (first, second):
-        assert refused(lambda stubs=stubs: stubs.embedding.Embed(HELD)).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        error = refused(lambda stubs=stubs: stubs.embedding.Embed(HELD, timeout=10))
+        assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     for call in held:
         call.cancel()
     wait_until(lambda: metric(server, "tercet_requests_waiting", model="encoder") == 0)
