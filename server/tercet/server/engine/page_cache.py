@@ -10,6 +10,7 @@ Pages are known once what they hold is really computed. Until then other texts t
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -32,19 +33,12 @@ class PageCache:
         self._page_size = page_size
         self._shared = shared
         self._coming: dict[bytes, Sequence] = {}  # what is being computed, and by which running sequence
-        self._queried = {False: 0, True: 0}  # tokens, by whether they are of sources
-        self._found = {False: 0, True: 0}
+        self._counts: Counter[str] = Counter()  # those of `CacheCounts` by name
 
     @property
     def counts(self) -> CacheCounts:
-        """What was looked for and found since the start, in tokens."""
-        return CacheCounts(
-            prefix_queries=self._queried[False],
-            prefix_hits=self._found[False],
-            source_queries=self._queried[True],
-            source_hits=self._found[True],
-            evictions=self._pool.evictions,
-        )
+        """What was looked for and found since the start."""
+        return CacheCounts(**self._counts, evictions=self._pool.evictions)
 
     def beginning(self, sequence: Sequence) -> list[int]:
         """The pages of a sequence's first tokens that are there already.
@@ -91,11 +85,13 @@ class PageCache:
             self._coming.setdefault(self._source_keys(request)[0], sequence)
         if request.cached is not None:
             return False
-        of_source = bool(request.source)
-        request.cached = len(request.source) * request.encoded if of_source else sequence.computed
+        if request.source:
+            kind, asked, request.cached = "source", len(request.source), len(request.source) * request.encoded
+        else:
+            kind, asked, request.cached = "prefix", len(request.prompt), sequence.computed
         if self._shared:
-            self._queried[of_source] += len(request.source or request.prompt)
-            self._found[of_source] += request.cached
+            self._counts[f"{kind}_queries"] += asked
+            self._counts[f"{kind}_hits"] += request.cached
         return request.cached > 0
 
     def keep(self, ends: Iterable[tuple[Sequence, int]]) -> None:
