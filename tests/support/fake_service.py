@@ -16,6 +16,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from support.fake_many import FakeMany
 from tercet.v1 import (
     embedding_pb2,
     embedding_pb2_grpc,
@@ -102,6 +103,10 @@ class Fake(
     """Seconds before a unary answer, and between the pieces of a stream."""
     stream_ended: threading.Event = field(default_factory=threading.Event)
     pieces_sent: int = 0
+    started: list = field(default_factory=list)
+    """(key, request) of every generation on a stream of many."""
+    most_running: int = 0
+    """The most that ran on one at once."""
     time_left: list = field(default_factory=list)
     """What was left of each attempt's deadline, in seconds; years where there is none."""
 
@@ -239,6 +244,24 @@ class Fake(
                 failure = self.failures["midway"].pop()
                 context.abort(failure.code, failure.message)
             time.sleep(self.delay)
+
+    def GenerateMany(self, requests, context):
+        context.add_callback(self.stream_ended.set)
+        self._attempt("GenerateMany", None, context)
+        yield from FakeMany(self, self._outputs, self._refusal).read(requests).answer(context)
+
+    def _outputs(self, request):
+        """The words of each output of a generation."""
+        words = _prompt(request).split(" ")
+        total = request.sampling.max_new_tokens if request.sampling.HasField("max_new_tokens") else len(words)
+        n = request.sampling.n if request.sampling.HasField("n") else 1
+        return [[words[position % len(words)] for position in range(total)]] * n
+
+    def _refusal(self, request):
+        """Why a generation of a stream fails: as told, or since its text is refused."""
+        if self.failures.get("generation") and (failure := self.failures["generation"].pop(0)):
+            return status(failure.code, failure.message, *failure.details)
+        return _refusal("input.text") if request.input.text == REFUSED else None
 
     def Rerank(self, request, context):
         self._attempt("Rerank", request, context)

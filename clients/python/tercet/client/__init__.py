@@ -55,6 +55,7 @@ from tercet.client.results import (
 
 if TYPE_CHECKING:
     from tercet.client.aio import AsyncClient
+    from tercet.client.many import AsyncManyStream, ManyStream
     from tercet.client.requests import Sampling
     from tercet.client.sync import Client
     from tercet.client.transport import AsyncStream, Stream
@@ -63,6 +64,7 @@ __all__ = [
     "Answer",
     "Answers",
     "AsyncClient",
+    "AsyncManyStream",
     "AsyncStream",
     "Cancelled",
     "Client",
@@ -77,6 +79,7 @@ __all__ = [
     "Internal",
     "InvalidArgument",
     "Label",
+    "ManyStream",
     "ModelInfo",
     "ModelState",
     "NotFound",
@@ -102,8 +105,10 @@ __all__ = [
 # These need grpc and numpy, which the command line does without where it only parses or helps.
 _LAZY = {
     "AsyncClient": "aio",
+    "AsyncManyStream": "many",
     "AsyncStream": "transport",
     "Client": "sync",
+    "ManyStream": "many",
     "Sampling": "requests",
     "Stream": "transport",
 }

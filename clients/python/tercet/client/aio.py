@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tercet.client import calls
 from tercet.client.aio_tasks import AsyncTasks
+from tercet.client.many import AsyncMany
 from tercet.client.transport import AsyncStream, AsyncTransport
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tercet.client.results import Generation, HealthStatus, ModelInfo, Tokenized
 
 
-class AsyncClient(AsyncTasks):
+class AsyncClient(AsyncMany, AsyncTasks):
     """`Client` with methods to await, for many requests at once.
 
     It belongs to the event loop of its first call.

@@ -15,18 +15,19 @@ from google.rpc.status_pb2 import Status
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 
 from tercet.client import requests, responses
-from tercet.client.errors import Internal, Unavailable
+from tercet.client.errors import Internal, InvalidArgument, Unavailable
 from tercet.client.statuses import from_status
 from tercet.v1.embedding_pb2 import EmbedRequest, EmbedStreamResponse, Pooling
 from tercet.v1.models_pb2 import ListModelsRequest
 from tercet.v1.text_pb2 import DetokenizeRequest, TokenizeRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from tercet.client.errors import TercetError
     from tercet.client.requests import ChatMessage, Prompt
     from tercet.client.results import Generation, HealthStatus, ModelInfo, Piece
+    from tercet.v1.generation_pb2 import GenerateRequest
 
 R = TypeVar("R")
 Errors = Literal["raise", "return"]
@@ -228,8 +229,24 @@ def chat(messages: Iterable[ChatMessage], *, sampling: Mapping[str, Any], **opti
 
 def stream(prompt: Prompt | Iterable[ChatMessage], *, sampling: Mapping[str, Any], **options: Any) -> Call[Piece]:
     """Either, piece by piece: `read` reads one piece."""
-    values: Any = prompt if isinstance(prompt, str | bytes | Mapping) else list(prompt)
-    conversation = isinstance(values, list) and values and isinstance(values[0], Mapping)
-    content = requests.chat(values) if conversation else requests.text_input(values, "input")
-    request = requests.generate(content, sampling, **options)
+    request = requests.generate(requests.prompt(prompt), sampling, **options)
     return Call(attrgetter("generation.GenerateStream"), request, responses.piece)
+
+
+def many(asked: Any, options: Mapping[str, Any]) -> Iterator[tuple[Any, GenerateRequest | TercetError]]:
+    """The requests of many generations with the caller's keys, or why one can't be sent.
+
+    `asked`: prompts or conversations, or mappings with a "prompt" and options of its own, which come before `options`:
+    in a mapping by their keys, else numbered.
+    """
+    if isinstance(asked, str | bytes):
+        raise TypeError(f"requests: a list of prompts is expected, got {type(asked).__name__}")
+    for key, item in asked.items() if isinstance(asked, Mapping) else enumerate(asked):
+        own = {**options, **(item if isinstance(item, Mapping) else {"prompt": item})}
+        if "prompt" not in own:
+            raise TypeError(f"requests[{key!r}]: has no prompt")
+        fields = {name: own.pop(name) for name in requests.GENERATE_OPTIONS if name in own}
+        try:
+            yield key, requests.generate(requests.prompt(own.pop("prompt")), own, **fields)
+        except InvalidArgument as error:
+            yield key, error

@@ -21,6 +21,8 @@ ChatMessage = Mapping[str, str]
 # What goes into one request: well under the server's limits, and enough for it to sort by length.
 BATCH_ITEMS = 256
 BATCH_BYTES = 1 << 20
+# What a request for a generation says beside its prompt and how tokens are chosen.
+GENERATE_OPTIONS = ("model", "truncate", "task", "source_lang", "target_lang")
 
 M = TypeVar("M", bound=Message)
 
@@ -186,6 +188,13 @@ def chat(messages: Iterable[ChatMessage]) -> Chat:
         with naming(f"chat.messages[{index}]"):
             conversation.messages.add(**message)
     return conversation
+
+
+def prompt(value: Any) -> TextInput | Chat:
+    """Text or token ids, or a conversation: a list of mappings."""
+    values: Any = value if isinstance(value, str | bytes | Mapping) else list(value)
+    conversation = isinstance(values, list) and values and isinstance(values[0], Mapping)
+    return chat(values) if conversation else text_input(values, "input")
 
 
 def generate(prompt: TextInput | Chat, sampling: Mapping[str, Any], **options: Any) -> GenerateRequest:

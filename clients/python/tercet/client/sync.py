@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tercet.client import calls
+from tercet.client.many import Many
 from tercet.client.tasks import Tasks
 from tercet.client.transport import Stream, Transport
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tercet.client.results import Generation, HealthStatus, ModelInfo, Tokenized
 
 
-class Client(Tasks):
+class Client(Many, Tasks):
     """Talks to a Tercet server.
 
     Threads may share it. Every call takes `timeout` in seconds (None is the client's, infinity is none) and raises a

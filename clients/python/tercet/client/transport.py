@@ -6,7 +6,7 @@ import asyncio
 import time
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import grpc
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tercet.client.results import Piece
 
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 READY_POLL = 0.05  # seconds between two looks at a server that is not ready
 
@@ -135,7 +136,7 @@ class AsyncTransport(_Server):
         return Stubs(self.channel)
 
     def start(self, call: Call[Any] | ListCall, request: Any, deadline: Deadline, **options: Any) -> Any:
-        """The call with `request`: to be awaited, or iterated over."""
+        """The call with `request`, None where requests are written to it: to be awaited, or iterated over."""
         method = call.method(self._stubs)
         return method(request, timeout=deadline.left(), metadata=self.metadata, **options)
 
@@ -224,7 +225,7 @@ class AsyncStream:
         self._closed = False
 
     def __aiter__(self) -> AsyncIterator[Piece]:
-        return _Pieces(self)
+        return Pieces(self)
 
     async def close(self) -> None:
         """Cancels what is left. Does nothing to a stream that has ended."""
@@ -258,19 +259,25 @@ class AsyncStream:
         return self._read(answer)
 
 
-class _Pieces:
+class _Stream(Protocol[R_co]):
+    async def next(self) -> R_co: ...
+
+    def cancel(self) -> None: ...
+
+
+class Pieces(Generic[R_co]):
     """An iterator of the loop's own: however the loop is left, it drops the iterator, and that cancels.
 
     An asynchronous generator would do so some time later, when the event loop closes it.
     """
 
-    def __init__(self, stream: AsyncStream) -> None:
+    def __init__(self, stream: _Stream[R_co]) -> None:
         self._stream = stream
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Piece:
+    async def __anext__(self) -> R_co:
         return await self._stream.next()
 
     def __del__(self) -> None:
