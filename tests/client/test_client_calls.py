@@ -342,23 +342,24 @@ def test_both_clients_have_the_same_methods():
     assert face(Client) == face(AsyncClient)
     tasks = {"answer", "classify", "fill_mask", "rerank", "score", "tag"}
     assert set(face(Client)) == tasks | {
-        "chat", "close", "detokenize", "embed", "generate", "health", "models", "stream", "tokenize", "wait_ready",
+        "chat", "close", "detokenize", "embed", "generate", "generate_many", "health", "models", "stream",
+        "stream_many", "tokenize", "wait_ready",
     }  # fmt: skip
     for name in set(face(Client)) - {"close"}:
         assert {"timeout", "options"} & set(inspect.signature(getattr(Client, name)).parameters), name
 
 
 def test_everything_public_is_exported_and_described():
-    from tercet.client import aio, errors, sync, transport
+    from tercet.client import aio, errors, many, streams, sync
 
     public = {*errors.__all__, *results.__all__, "Sampling"}
-    for module in (aio, sync, transport):
+    for module in (aio, many, streams, sync):
         public |= {
             name
             for name, value in vars(module).items()
             if inspect.isclass(value) and value.__module__ == module.__name__ and not name.startswith("_")
         }
-    assert set(tercet.client.__all__) == public - {"Transport", "AsyncTransport"}
+    assert set(tercet.client.__all__) == public - {"AsyncMany", "Many", "ManyOptions", "Pieces"}
     assert tercet.client.__all__ == sorted(tercet.client.__all__)
     assert set(dir(tercet.client)) == set(tercet.client.__all__)
     for name in tercet.client.__all__:

@@ -179,6 +179,18 @@ def test_generate_json(tercet):
     assert result["usage"] == {"prompt_tokens": 5, "generated_tokens": 6, "cached_tokens": 4}
 
 
+def test_generate_many_prompts_in_their_order(tercet, fake, tmp_path):
+    lines = tmp_path / "lines"
+    lines.write_text("c c c c\nb\na a\n", encoding="utf-8")
+    assert tercet("generate", "--file", lines).stdout == b"c c c c\nb\na a\n"
+    assert len(fake.attempts("GenerateMany")) == 1
+    done = tercet("generate", "-f", "-", "--json", "-n", "2", "--max-new-tokens", "3", stdin=b"x\ny\n")
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [[output["text"] for output in result["outputs"]] for result in results] == [["x x x"] * 2, ["y y y"] * 2]
+    assert_fails(tercet("generate", "-f", "-", stdin=f"a\n{REFUSED}\n".encode()), 2, "input.text")
+    assert tercet("generate", "a prompt", "--file", lines).returncode == 2
+
+
 def test_several_outputs(tercet):
     assert tercet("generate", "a", "-n", "2").stdout == b"a#0\na#1\n"
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from support.fake_service import REFUSED
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -40,5 +42,6 @@ def test_chat(example):
 
 
 def test_many(example):
-    lines = example("many.py", "echo", stdin="".join(f"{i}\n" for i in range(100)))
-    assert lines == [f"{i}\t{i}#0" for i in range(100)]
+    lines = example("many.py", "echo", stdin="".join(f"{i}\n" for i in range(100)) + f"{REFUSED}\n")
+    assert lines[:-1] == [f"{i}\t{i}" for i in range(100)]
+    assert lines[-1].startswith(f"{REFUSED}\t! ")

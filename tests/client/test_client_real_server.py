@@ -96,6 +96,30 @@ def test_generation_and_its_stream_agree(client):
         assert pieces[-1].usage.generated_tokens == whole.usage.generated_tokens == 12
 
 
+def test_many_generations_are_those_that_calls_of_their_own_bring(client, server):
+    asked = {
+        (model, words): {"prompt": "night " * words, "model": model, "seed": words, "n": 1 + words % 2}
+        for model in ("llama", "t5")
+        for words in range(1, 20)
+    }
+    sampled = GREEDY | {"temperature": 0.9}
+    results = dict(client.generate_many(asked, **sampled))
+    assert results.keys() == asked.keys()
+    for key, own in list(asked.items())[::5]:
+        alone = client.generate(**own, **sampled)
+        assert results[key].outputs == alone.outputs
+        assert results[key].usage.generated_tokens == alone.usage.generated_tokens
+
+    async def stream():
+        texts = dict.fromkeys(asked, "")
+        async with AsyncClient(server.address) as other:
+            async for key, piece in other.stream_many(asked, concurrency=7, **sampled):
+                texts[key] += piece.text * (piece.index == 0)
+        return texts
+
+    assert asyncio.run(stream()) == {key: result.text for key, result in results.items()}
+
+
 def test_a_prompt_is_found_again_by_its_tenant_alone(client):
     for model, ids in (("llama", [7] * 40), ("t5", [9] * 40)):
         found = [

@@ -107,6 +107,8 @@ class Fake(
     """(key, request) of every generation on a stream of many."""
     most_running: int = 0
     """The most that ran on one at once."""
+    peers: list = field(default_factory=list)
+    """The connection of each attempt."""
     time_left: list = field(default_factory=list)
     """What was left of each attempt's deadline, in seconds; years where there is none."""
 
@@ -117,6 +119,7 @@ class Fake(
         metadata = dict(context.invocation_metadata())
         self.requests.append((method, request, metadata, time.monotonic()))
         trailers = [("x-request-id", REQUEST_ID)]
+        self.peers.append(context.peer())
         self.time_left.append(context.time_remaining())
         failure = self.failures[method].pop(0) if self.failures.get(method) else None
         if failure is not None:

@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from tercet.client.aio import AsyncClient
     from tercet.client.many import AsyncManyStream, ManyStream
     from tercet.client.requests import Sampling
+    from tercet.client.streams import AsyncStream, Stream
     from tercet.client.sync import Client
-    from tercet.client.transport import AsyncStream, Stream
 
 __all__ = [
     "Answer",
@@ -106,11 +106,11 @@ __all__ = [
 _LAZY = {
     "AsyncClient": "aio",
     "AsyncManyStream": "many",
-    "AsyncStream": "transport",
+    "AsyncStream": "streams",
     "Client": "sync",
     "ManyStream": "many",
     "Sampling": "requests",
-    "Stream": "transport",
+    "Stream": "streams",
 }
 
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tercet.client import calls
 from tercet.client.aio_tasks import AsyncTasks
+from tercet.client.connections import CONNECTIONS
 from tercet.client.many import AsyncMany
-from tercet.client.transport import AsyncStream, AsyncTransport
+from tercet.client.streams import AsyncStream
+from tercet.client.transport import AsyncTransport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,13 +38,14 @@ class AsyncClient(AsyncMany, AsyncTasks):
         token: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         timeout: float | None = 60,
+        connections: int = CONNECTIONS,
     ) -> None:
         """As `Client`."""
-        self._transport = AsyncTransport(target, token, credentials, timeout)
+        self._transport = AsyncTransport(target, token, credentials, timeout, connections)
 
     async def close(self) -> None:
         """Cancels what still runs and hangs up."""
-        await self._transport.channel.close()
+        await self._transport.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -49,6 +49,7 @@ OPTIONS = {
     "grpc.max_reconnect_backoff_ms": 1_000,  # a restarted server is found within a second
     "grpc.max_receive_message_length": -1,
     "grpc.max_send_message_length": -1,  # the server's own limit answers with an error that names it
+    "grpc.use_local_subchannel_pool": 1,  # channels to one server would else share a connection
     "grpc.primary_user_agent": "tercet-python",
 }
 

@@ -18,8 +18,8 @@ from tercet.client.options import connection, languages, provided, sampling
 
 if TYPE_CHECKING:
     from tercet.client.results import Generation
+    from tercet.client.streams import Stream
     from tercet.client.sync import Client
-    from tercet.client.transport import Stream
 
 LIMITLESS = {"timeout": math.inf}  # an answer may be long, and Ctrl-C ends it
 
@@ -108,13 +108,23 @@ def generate(
     model: Model = None,
     truncate: Truncate = False,
     cache_salt: CacheSalt = None,
+    file: Annotated[
+        typer.FileBinaryRead | None,
+        typer.Option("--file", "-f", help="Read many prompts from here, one a line; - is stdin. Answered in order."),
+    ] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many outputs; more than one are not streamed.")] = 1,
     stats: Annotated[bool, typer.Option("--stats", help="Tell on stderr how fast it was.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Continue a prompt, or transform a source."""
+    """Continue a prompt, or transform a source; or many of them."""
+    options: dict[str, Any] = {"model": model, "truncate": truncate, "cache_salt": cache_salt, **languages, **sampling}
+    if file is not None:
+        if prompt is not None:
+            raise typer.BadParameter("takes the place of a prompt", param_hint="--file")
+        for generation in in_order(client.generate_many(read_texts(None, file), n=n, **options)):
+            show_generation(generation, as_json)
+        return
     text = read_prompt(prompt)
-    options = {"model": model, "truncate": truncate, "cache_salt": cache_salt, **languages, **sampling}
     if as_json or n > 1:
         show_generation(client.generate(text, n=n, **options), as_json)
     else:
@@ -137,7 +147,7 @@ def chat(
     Without a message a conversation begins: Ctrl-D or /exit ends it, /clear forgets it, Ctrl-C stops an answer.
     """
     messages = [{"role": "system", "content": system}] if system else []
-    options = {"model": model, "cache_salt": cache_salt, **sampling}
+    options: dict[str, Any] = {"model": model, "cache_salt": cache_salt, **sampling}
     if message is not None:
         messages.append({"role": "user", "content": read_prompt(message)})
         if as_json:
@@ -174,6 +184,17 @@ def typed_lines() -> Iterable[str]:
             return
         if line:
             yield line
+
+
+def in_order(results: Iterable[tuple[int, "Generation"]]) -> Iterable["Generation"]:
+    """Numbered results by their numbers, each as soon as it and all before it are there."""
+    waiting: dict[int, Generation] = {}
+    turn = 0
+    for number, result in results:
+        waiting[number] = result
+        while turn in waiting:
+            yield waiting.pop(turn)
+            turn += 1
 
 
 def show_generation(generation: "Generation", as_json: bool) -> None:

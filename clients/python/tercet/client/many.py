@@ -17,7 +17,8 @@ from tercet.client.calls import Call
 from tercet.client.errors import TercetError
 from tercet.client.generations import Generations, Outcome
 from tercet.client.requests import Sampling
-from tercet.client.transport import Pieces, typed_errors
+from tercet.client.streams import Pieces
+from tercet.client.transport import typed_errors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -48,6 +49,8 @@ class ManyOptions(Sampling, total=False):
     """One of the checkpoint's own."""
     source_lang: str | None
     target_lang: str | None
+    cache_salt: str | None
+    """Whose cache of prompts and sources is shared."""
     concurrency: int
     """How many run at once; 64. The rest is read as there is room."""
     timeout: float | None

@@ -22,7 +22,7 @@ ChatMessage = Mapping[str, str]
 BATCH_ITEMS = 256
 BATCH_BYTES = 1 << 20
 # What a request for a generation says beside its prompt and how tokens are chosen.
-GENERATE_OPTIONS = ("model", "truncate", "task", "source_lang", "target_lang")
+GENERATE_OPTIONS = ("model", "truncate", "task", "source_lang", "target_lang", "cache_salt")
 
 M = TypeVar("M", bound=Message)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tercet.client import calls
+from tercet.client.connections import CONNECTIONS
 from tercet.client.many import Many
+from tercet.client.streams import Stream
 from tercet.client.tasks import Tasks
-from tercet.client.transport import Stream, Transport
+from tercet.client.transport import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,6 +40,7 @@ class Client(Many, Tasks):
         token: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         timeout: float | None = 60,
+        connections: int = CONNECTIONS,
     ) -> None:
         """Connects when first used.
 
@@ -46,12 +49,14 @@ class Client(Many, Tasks):
             token: sent as a bearer token; needs `credentials` unless the target is local.
             credentials: as from grpc.ssl_channel_credentials(); None is unencrypted.
             timeout: seconds for each call that names none; None is without end.
+            connections: the most that are opened, as many calls at once need them; the front ends of a server share
+                its connections among them.
         """
-        self._transport = Transport(target, token, credentials, timeout)
+        self._transport = Transport(target, token, credentials, timeout, connections)
 
     def close(self) -> None:
         """Cancels what still runs and hangs up."""
-        self._transport.channel.close()
+        self._transport.close()
 
     def __enter__(self) -> Self:
         return self

@@ -5,25 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import contextmanager
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
 from tercet.client import calls
-from tercet.client.channel import Deadline, Stubs, call_metadata, channel_options
+from tercet.client.channel import Deadline, call_metadata, channel_options
+from tercet.client.connections import Connections
 from tercet.client.errors import DeadlineExceeded, TercetError, Unavailable
 from tercet.client.statuses import from_rpc_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator, Iterator
-    from typing import Self
+    from collections.abc import Generator
 
     from tercet.client.calls import Call, ListCall
-    from tercet.client.results import Piece
 
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 
 READY_POLL = 0.05  # seconds between two looks at a server that is not ready
 
@@ -40,20 +38,29 @@ def typed_errors(subject: str = "the request") -> Generator[None]:
 class _Server:
     """What both kinds of transport know of a server."""
 
+    _module: Any
+    """Of gRPC, whose channels and calls are made."""
+
     def __init__(
-        self, target: str, token: str | None, credentials: grpc.ChannelCredentials | None, timeout: float | None
+        self,
+        target: str,
+        token: str | None,
+        credentials: grpc.ChannelCredentials | None,
+        timeout: float | None,
+        connections: int,
     ) -> None:
+        self.connections: Connections[Any] = Connections(self._connect, connections)
         self.metadata = call_metadata(target, token, credentials)
         self._target = target
         self._credentials = credentials
         self._timeout = timeout
 
-    def connect(self, grpc_or_aio: Any) -> Any:
+    def _connect(self) -> Any:
         """A channel of the kind that the module makes; it connects when first used."""
         options = channel_options(self._target)
         if self._credentials is None:
-            return grpc_or_aio.insecure_channel(self._target, options)
-        return grpc_or_aio.secure_channel(self._target, self._credentials, options)
+            return self._module.insecure_channel(self._target, options)
+        return self._module.secure_channel(self._target, self._credentials, options)
 
     def deadline(self, timeout: float | None) -> Deadline:
         """The end of a call with this timeout."""
@@ -68,17 +75,26 @@ class _Server:
 class Transport(_Server):
     """Synchronous; threads may share it."""
 
-    def __init__(
-        self, target: str, token: str | None, credentials: grpc.ChannelCredentials | None, timeout: float | None
-    ) -> None:
-        super().__init__(target, token, credentials, timeout)
-        self.channel: grpc.Channel = self.connect(grpc)
-        self._stubs = Stubs(self.channel)
+    _module = grpc
+
+    def close(self) -> None:
+        """Cancels what still runs and hangs up."""
+        for channel in self.connections.channels:
+            channel.close()
 
     def start(self, call: Call[Any] | ListCall, request: Any, deadline: Deadline, **options: Any) -> Any:
         """The answer to `request`: a message, or a stream of them."""
-        method = call.method(self._stubs)
-        return method(request, timeout=deadline.left(), metadata=self.metadata, **options)
+        connection = self.connections.enter()
+        leave = partial(self.connections.leave, connection)
+        goes_on = False
+        try:
+            method = call.method(connection.stubs)
+            answer = method(request, timeout=deadline.left(), metadata=self.metadata, **options)
+            goes_on = isinstance(answer, grpc.RpcContext) and answer.add_callback(leave)
+        finally:
+            if not goes_on:
+                leave()
+        return answer
 
     def one(self, call: Call[R], deadline: Deadline, **options: Any) -> R:
         """The answer to one request."""
@@ -126,19 +142,20 @@ class Transport(_Server):
 class AsyncTransport(_Server):
     """Of the event loop in which it is first used."""
 
-    @cached_property
-    def channel(self) -> grpc.aio.Channel:
-        """Made when first used, since a client may be made before its event loop."""
-        return self.connect(grpc.aio)
+    _module = grpc.aio
 
-    @cached_property
-    def _stubs(self) -> Stubs:
-        return Stubs(self.channel)
+    async def close(self) -> None:
+        """Cancels what still runs and hangs up."""
+        for channel in self.connections.channels:
+            await channel.close()
 
     def start(self, call: Call[Any] | ListCall, request: Any, deadline: Deadline, **options: Any) -> Any:
         """The call with `request`, None where requests are written to it: to be awaited, or iterated over."""
-        method = call.method(self._stubs)
-        return method(request, timeout=deadline.left(), metadata=self.metadata, **options)
+        connection = self.connections.enter()
+        method = call.method(connection.stubs)
+        answer = method(request, timeout=deadline.left(), metadata=self.metadata, **options)
+        answer.add_done_callback(lambda _: self.connections.leave(connection))
+        return answer
 
     async def one(self, call: Call[R], deadline: Deadline, **options: Any) -> R:
         """The answer to one request."""
@@ -181,104 +198,3 @@ class AsyncTransport(_Server):
             if status == "SERVING":
                 return
             await asyncio.sleep(READY_POLL)
-
-
-class Stream:
-    """The pieces of a generation, as they come. Leaving the loop, or the `with` block, cancels what is left."""
-
-    def __init__(self, call: Call[Piece], answers: Any) -> None:
-        self._read = call.read
-        self._answers = answers
-        self._closed = False
-
-    def __iter__(self) -> Iterator[Piece]:
-        # A generator of the loop's own: however the loop is left, it drops the generator, and that cancels.
-        try:
-            while not self._closed:
-                yield self._read(next(self._answers))
-        except StopIteration:
-            return
-        except grpc.RpcError as error:
-            if not self._closed:
-                raise from_rpc_error(error) from error
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """Cancels what is left. Does nothing to a stream that has ended."""
-        self._closed = True
-        self._answers.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class AsyncStream:
-    """As `Stream`, for `async for` and `async with`."""
-
-    def __init__(self, call: Call[Piece], answers: Any) -> None:
-        self._read = call.read
-        self._answers = answers
-        self._closed = False
-
-    def __aiter__(self) -> AsyncIterator[Piece]:
-        return Pieces(self)
-
-    async def close(self) -> None:
-        """Cancels what is left. Does nothing to a stream that has ended."""
-        self.cancel()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.cancel()
-
-    def cancel(self) -> None:
-        """As `close`, for where nothing can be awaited."""
-        self._closed = True
-        self._answers.cancel()
-
-    async def next(self) -> Piece:
-        """The next piece. Raises StopAsyncIteration after the last, or once closed."""
-        if self._closed:
-            raise StopAsyncIteration
-        try:
-            with typed_errors():
-                answer = await self._answers.read()
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._closed and task and not task.cancelling():
-                raise StopAsyncIteration from None
-            raise
-        if answer is grpc.aio.EOF:  # pyright: ignore[reportAttributeAccessIssue] compiled, without types
-            raise StopAsyncIteration
-        return self._read(answer)
-
-
-class _Stream(Protocol[R_co]):
-    async def next(self) -> R_co: ...
-
-    def cancel(self) -> None: ...
-
-
-class Pieces(Generic[R_co]):
-    """An iterator of the loop's own: however the loop is left, it drops the iterator, and that cancels.
-
-    An asynchronous generator would do so some time later, when the event loop closes it.
-    """
-
-    def __init__(self, stream: _Stream[R_co]) -> None:
-        self._stream = stream
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> R_co:
-        return await self._stream.next()
-
-    def __del__(self) -> None:
-        self._stream.cancel()
