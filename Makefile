@@ -74,7 +74,7 @@ bench-peers: install ## measure beside the peer servers that are installed: TEI,
 
 # From the source tree, with the Python of a GPU machine that has torch, triton and pytest: nothing is installed. What
 # it lacks may lie in folders that PYTHONPATH names; a tier says so where it needs more (benchmarks/README.md).
-gpu: ## test and measure on this machine's GPU (TIER=kernels BUDGET=480 seconds OUTPUT=folder ARGS='--resume …')
+gpu: ## test and measure on this machine's GPU (TIER= BUDGET=480 seconds OUTPUT=folder ARGS='--resume …')
 	@$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: torch finds no GPU here")'
 	PYTHONPATH=$(SOURCE_PATH):tests$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m benchmarks $(TIER) --device cuda --budget $(BUDGET) --output $(OUTPUT) $(ARGS)
 

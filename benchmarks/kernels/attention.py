@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.kernels.attention_contestants import VARLEN, WITHOUT_BIAS, contestants
+from benchmarks.kernels.attention_contestants import BACKENDS, VARLEN, WITHOUT_BIAS, contestants
 from benchmarks.kernels.batches import Case, make_batch
 from benchmarks.kernels.contest import absolute, contest
 from benchmarks.rows import Row
@@ -75,6 +75,7 @@ def _measure(case: Case, settings: Settings) -> Result:
         settings=settings,
         limit=lambda chip: chip.flops / 1e9,
         unlike=(WITHOUT_BIAS,),
+        prebuilt=(*BACKENDS, VARLEN),
     )
     result.goals = absolute(settings, result, "TFLOP/s", case.goal, 1e-3)
     return result

@@ -68,16 +68,19 @@ def contest(
     limit: Callable[[Chip], float] | None = None,
     graphs: bool = False,
     unlike: Collection[str] = (),
+    prebuilt: Collection[str] = (),
 ) -> Result:
     """Times the contestants that can run, if our answer is right.
 
     `truth` gives, for a contestant's answer, the part that is compared and what it should be. Our error may be twice
     that of the contestant `judge`, or the dtype's floor where that is more; else there are no figures. Peers whose
     answer is another are left out, but for those `unlike` ours by design. `limit` gives the most of `unit` that a chip
-    can do. `graphs` times CUDA graphs of the contestants, where there is a GPU.
+    can do. `graphs` times CUDA graphs of the contestants, where there is a GPU. Those that come `prebuilt` compile
+    nothing: they need no preparation.
     """
     graphs = graphs and device.type == "cuda"
-    chosen = {OURS: contestants[OURS]} if settings.answers else contestants
+    left_out = set(contestants) - {OURS} if settings.answers else set(prebuilt) if settings.only_warm else ()
+    chosen = {name: run for name, run in contestants.items() if name not in left_out}
     able, facts = runnable(chosen, settings, graphs=graphs)
     if OURS not in able:
         return Result(title, not_measured=facts[f"{OURS} can't run:"], missed=["the row failed"])

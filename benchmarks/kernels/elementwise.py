@@ -113,6 +113,7 @@ def _measure(case: Case, settings: Settings) -> Result:
         unit="GB/s",
         bars={},
         settings=settings,
+        prebuilt=(TORCH,),
         limit=lambda chip: chip.bandwidth / 1e9,
     )
 

@@ -67,6 +67,7 @@ def _measure(case: Case, settings: Settings) -> Result:
         settings=settings,
         limit=lambda chip: chip.bandwidth / 1e9,
         graphs=True,
+        prebuilt=(PRODUCT,),
     )
 
 

@@ -54,10 +54,10 @@ def against_peers(
     computes in the same dtype, or than a tie.
     """
     torch.set_num_threads(settings.threads)
-    peers = {FLOAT32: TransformersDecoder(checkpoints.smollm2(), torch.float32)}
+    judge = TransformersDecoder(checkpoints.smollm2())
+    peers = {FLOAT32: judge}
     if BFLOAT16 in bars:
-        peers[BFLOAT16] = TransformersDecoder(checkpoints.smollm2(), torch.bfloat16)
-    judge = peers[FLOAT32]
+        peers[BFLOAT16] = judge.rounded()
     prompts: list[list[int]] = [judge.tokenizer(text)["input_ids"] for text in workloads.texts(REQUESTS)]
     answers = [list(tokens) for tokens in ours(prompts, NEW_TOKENS)]
     if any(len(tokens) != NEW_TOKENS for tokens in answers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -84,12 +85,18 @@ class CTranslate2Embedder:
 
 
 class TransformersDecoder:
-    """A decoder from a GGUF file, computed in `dtype`."""
+    """A decoder from a GGUF file, computed in float32."""
 
-    def __init__(self, source: Path, dtype: torch.dtype) -> None:
+    def __init__(self, source: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         self._model = model.eval()
+
+    def rounded(self) -> TransformersDecoder:
+        """The same weights in bfloat16, computed in that."""
+        other = copy.copy(self)
+        other._model = copy.deepcopy(self._model).to(torch.bfloat16)
+        return other
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from benchmarks.measure import compare, interleave
+from benchmarks.measure import compare, interleave, repeated
 from benchmarks.rows import Result
 from benchmarks.timing import synchronized
 
@@ -70,7 +70,7 @@ class Contestants:
             return Result(title, not_measured=self.unable[f"{OURS} can't run:"], missed=["the row failed"])
         if settings.only_warm:
             return Result(title, not_measured="only warmed")
-        timings = interleave(self.able, settings)
+        timings = interleave(self.able, settings, timer=repeated(settings.seconds))
         alike = [name for name in self.able if name not in unlike]
         compared = {name: bars.get(name) for name in alike if name != OURS}
         result = compare(
