@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tercet.server.service.errors import (
@@ -43,8 +44,8 @@ class _Generation:
         self.first: dict[str, Any] | None = None
         """What its first piece says beside its tokens; None until that is known, and nothing is sent before."""
         self.error: ServiceError | None = None
-        self.changed = False
-        """Whether it is queued to be looked at."""
+        self.changed = True
+        """Whether it is queued to be looked at, or not yet begun: its tokens wait for that."""
 
     def close(self) -> None:
         """Stops what still runs."""
@@ -108,6 +109,8 @@ class Many:
         self._running: dict[int, _Generation] = {}
         self._last_key = -1
         self._changed: deque[_Generation] = deque()
+        self._next = _Columns()
+        """The next message, as far as nothing but tokens goes into it."""
         self._news = asyncio.Event()
 
     async def serve(self, requests: AsyncIterator[GenerateManyRequest | Broken]) -> None:
@@ -122,7 +125,7 @@ class Many:
                 self._news.clear()
                 if reading.done():
                     reading.result()
-                while self._changed:
+                while self._changed or self._next.keys:
                     if columns := self._columns():
                         await self._call.write(columns.message())
                 if closing.done() and not self._running:
@@ -164,11 +167,11 @@ class Many:
     async def _begin(self, generation: _Generation, request: GenerateRequest) -> None:
         try:
             generation.started = await self._starter.start(
-                request, generation.exchange, lambda: self._change(generation)
+                request, generation.exchange, partial(self._change, generation), partial(self._give, generation)
             )
             self._call.model = self._call.model or generation.exchange.model  # of a stream, its first
             generation.first = generation.started.common | await self._starter.echoed(generation.started)
-            self._change(generation)
+            self._queue(generation)
         except Exception as error:
             self._fail(generation, failure_of(error, self._call))
 
@@ -186,20 +189,39 @@ class Many:
 
     def _fail(self, generation: _Generation, error: ServiceError) -> None:
         generation.error = error
-        self._change(generation)
+        self._queue(generation)
 
     def _change(self, generation: _Generation) -> None:
-        """Has a generation looked at."""
+        """A generation has pieces."""
         if not generation.changed:
-            generation.changed = True
-            self._changed.append(generation)
-            self._news.set()
+            self._queue(generation)
+
+    def _queue(self, generation: _Generation) -> None:
+        """Has a generation looked at."""
+        generation.changed = True
+        self._changed.append(generation)
+        self._news.set()
+
+    def _give(self, generation: _Generation, index: int, token_id: int, text: str) -> bool:
+        """Puts a token into the next message, unless that is full or something goes before or with the token."""
+        columns = self._next
+        if generation.changed or generation.first or len(columns.keys) >= _MOST_TOKENS:
+            return False
+        columns.keys.append(generation.key)
+        columns.indexes.append(index)
+        columns.token_counts.append(1)
+        columns.token_ids.append(token_id)
+        columns.texts.append(text)
+        self._news.set()
+        return True
 
     def _columns(self) -> _Columns | None:
         """What has changed, as much of it as goes into one message; None where there is nothing to say of it."""
-        columns = _Columns()
+        columns, self._next = self._next, _Columns()
         while self._changed and len(columns.token_ids) < _MOST_TOKENS:
             generation = self._changed.popleft()
+            if generation.key not in self._running:  # it was queued twice, and has ended
+                continue
             generation.changed = False
             if generation.error is None:
                 self._take(generation, columns)

@@ -58,24 +58,29 @@ class _Sample:
         self.first_at = self.last_at = 0.0
         self.finished = False
 
-    def add(self, token_id: int) -> bool:
-        """Takes a token. True where a stop string ended the output with it."""
-        piece = self.piece
-        piece.token_ids.append(token_id)
+    def read(self, token_id: int) -> str:
+        """The text that a token makes certain; a stop string may end the output with it."""
         self.tokens += 1
         text = self._decoder.add(token_id)
         if self._matcher is not None:
             text, self.finished = self._matcher.push(text)
             if self.finished:
-                piece.finish_reason = "stop"
+                self.piece.finish_reason = "stop"
+        return text
+
+    def add(self, token_id: int, text: str) -> None:
+        """Keeps a token and the text it makes certain."""
+        self.piece.token_ids.append(token_id)
         if text:
-            piece.texts.append(text)
-        return self.finished
+            self.piece.texts.append(text)
 
     def push(self, output: wire.Tokens) -> bool:
         """Takes tokens. True where a stop string ended the output before the engine did."""
         before = len(self.piece.token_ids)
-        any(map(self.add, output.token_ids))  # up to the one that ends it
+        for token_id in output.token_ids:
+            self.add(token_id, self.read(token_id))
+            if self.finished:
+                break
         piece = self.piece
         if output.logprobs:
             piece.logprobs = [*piece.logprobs, *output.logprobs[: len(piece.token_ids) - before]]
@@ -116,9 +121,11 @@ class Outputs:
         echo: Sequence[int],
         skip_special_tokens: bool,
         news: Callable[[], None] | None = None,
+        give: Callable[[int, int, str], bool] | None = None,
     ) -> None:
         """`field`: the path of the prompt, for errors; `echo`: tokens whose text every output begins with; `news` is
-        called whenever there is something to take, where nobody waits for `pieces` or `whole`.
+        called whenever there is something to take, where nobody waits for `pieces` or `whole`; `give` is offered each
+        token that brings nothing but text, with the index of its output, and may take it.
         """
         self.id = message.id
         self.cached_tokens = 0
@@ -134,6 +141,7 @@ class Outputs:
         self._left = message.n
         self._news = asyncio.Event()
         self._tell = news or self._news.set
+        self._give = give
         self._error: ServiceError | None = None
 
     @property
@@ -168,9 +176,12 @@ class Outputs:
         of = self._samples[sample]
         if not of.finished:
             self._time(of, 1)
-            if of.add(token_id):
+            text = of.read(token_id)
+            if of.finished:
                 self._note(sample, of, cut_short=True)
-            self._tell()
+            if of.finished or self._give is None or not self._give(sample, token_id, text):
+                of.add(token_id, text)
+                self._tell()
         return self._left == 0
 
     def lose(self) -> None:

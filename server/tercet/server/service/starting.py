@@ -62,9 +62,13 @@ class Starter:
         self._metrics = metrics
 
     async def start(
-        self, request: GenerateRequest, exchange: Exchange, news: Callable[[], None] | None = None
+        self,
+        request: GenerateRequest,
+        exchange: Exchange,
+        news: Callable[[], None] | None = None,
+        give: Callable[[int, int, str], bool] | None = None,
     ) -> Started:
-        """Checks a request and hands it to the engine; `news` is as in `Outputs`. Raises ServiceError."""
+        """Checks a request and hands it to the engine; `news` and `give` are as in `Outputs`. Raises ServiceError."""
         target = self._registry.target(
             request.model, "chat" if request.WhichOneof("prompt") == "chat" else "generate", exchange
         )
@@ -116,6 +120,7 @@ class Starter:
             echo=read if sampling.echo else (),
             skip_special_tokens=sampling.skip_special_tokens if sampling.HasField("skip_special_tokens") else True,
             news=news,
+            give=give,
         )
         channel.submit([message], outputs)
         return Started(target, prompt, message, outputs, sampling.echo)
