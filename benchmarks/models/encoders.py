@@ -22,15 +22,17 @@ from benchmarks.workloads import fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from benchmarks.models.recipes import Recipe
-    from benchmarks.rows import Device, Settings
+    from benchmarks.rows import Device, Fact, Settings
 
 ARRIVAL, SORTED = "transformers, as they arrive", "transformers, by length"
 COMPILED = "transformers, by length, compiled"
+FP8 = "tercet, --dtype fp8"
 BATCHES = (16, 64, 256)  # the peers' sizes that are tried
 MOST_DISTANCE = 1e-4  # 1 - cosine to float32, or twice a peer's of the same dtype
 
@@ -50,6 +52,8 @@ class Case:
     """To be reached on an H100."""
     milliseconds: float | None = None
     """Of the whole call, at most, on an H100."""
+    fp8: bool = False
+    """Whether ours with the products of layers in fp8 competes too, as a dtype of its own."""
     priority: int = 1
 
     def small(self) -> Case:
@@ -119,31 +123,42 @@ def distance(vectors: NDArray[np.float32], reference: NDArray[np.float32]) -> fl
 
 def _measure(case: Case, settings: Settings) -> Result:
     torch.set_num_threads(settings.threads)
-    sequences, on_gpu = case.sequences(), case.device == "cuda"
-    lengths = [len(ids) for ids in sequences]
     model = case.recipe.built(case.device, torch.bfloat16)
     with saved(model) as folder:
-        engine = InProcess(folder, settings.threads, device="cuda:0" if on_gpu else "cpu", dtype="bfloat16")
-    peer = Transformers(model, case.device)
+        return _compared(case, settings, model, folder)
+
+
+def _compared(case: Case, settings: Settings, model: Any, folder: Path) -> Result:
+    sequences, on_gpu = case.sequences(), case.device == "cuda"
+    lengths = [len(ids) for ids in sequences]
+
+    def engine(dtype: str) -> InProcess:
+        return InProcess(folder, settings.threads, device="cuda:0" if on_gpu else "cpu", dtype=dtype)
+
+    ours, peer = engine("bfloat16"), Transformers(model, case.device)
     title = f"{case.texts} texts of {'mean ' if case.ragged else ''}{case.length} token ids, {case.name}, bfloat16"
     checked = slice(0, 16)
     reference = Transformers(case.recipe.built(case.device, torch.float32), case.device).embed(sequences[checked], 16)
-    error = distance(engine.embed_ids(sequences[checked], "mean"), reference)
+    error = distance(ours.embed_ids(sequences[checked], "mean"), reference)
     theirs = distance(peer.embed(sequences[checked], 16), reference)
     if not error <= max(2 * theirs, MOST_DISTANCE):
         return Result(title, not_measured=f"vectors are {error:.1e} from float32's", missed=["correctness"])
     batch = _best_batch(lambda size: peer.embed(sequences, size))
-    contestants = Contestants(case.device, settings)
-    contestants.add(OURS, lambda: lambda: engine.embed_ids(sequences, "mean"), warm_ups=3)
-    contestants.add(ARRIVAL, lambda: lambda: peer.embed(sequences, batch))
-    if case.ragged:
-        contestants.add(SORTED, lambda: lambda: peer.by_length(sequences, batch))
-    contestants.add(COMPILED, lambda: _compiled(model, case, sequences, batch, on_gpu=on_gpu), warm_ups=3)
-    facts = {
+    facts: dict[str, Fact] = {
         "peers' batch size": f"{batch}, the best of {', '.join(map(str, BATCHES))}",
         "fill as they arrive": fill(lengths, batch),
         "1 - cosine to float32": f"{error:.1e}, transformers {theirs:.1e}",
     }
+    contestants = Contestants(case.device, settings)
+    contestants.add(OURS, lambda: lambda: ours.embed_ids(sequences, "mean"), warm_ups=3)
+    contestants.add(ARRIVAL, lambda: lambda: peer.embed(sequences, batch))
+    if case.ragged:
+        contestants.add(SORTED, lambda: lambda: peer.by_length(sequences, batch))
+    if case.fp8:
+        contestants.add(FP8, lambda: functools.partial(engine("fp8").embed_ids, sequences, "mean"), warm_ups=3)
+        if FP8 in contestants.able:
+            facts["1 - cosine to float32 of fp8"] = f"{distance(contestants.answers[FP8][checked], reference):.1e}"
+    contestants.add(COMPILED, lambda: _compiled(model, case, sequences, batch, on_gpu=on_gpu), warm_ups=3)
     tokens = sum(lengths)
     work = encode(case.recipe.stack, lengths)
     result = contestants.race(
@@ -177,7 +192,7 @@ def _compiled(
 
 
 CASES = (
-    Case("BERT-base S128", BERT_BASE, 2048, 128, tokens_a_second=3.0e6, priority=0),
+    Case("BERT-base S128", BERT_BASE, 2048, 128, tokens_a_second=3.0e6, fp8=True, priority=0),
     Case("BERT-base log-normal", BERT_BASE, 2048, 128, ragged=True, bars=((ARRIVAL, 5.0),), priority=0),
     Case("BERT-base batch 1", BERT_BASE, 1, 128, milliseconds=0.5, priority=0),
     Case("MiniLM log-normal", MINILM, 4096, 64, ragged=True),

@@ -152,8 +152,8 @@ def _measure(case: Case, settings: Settings) -> Result:
         if not worse.get(OURS, 0.0) <= NEAR:
             wrong = f"an answer is {worse[OURS]:.2g} nats a token less likely than transformers'"
             return Result(title, not_measured=wrong, missed=["correctness"])
-        for peer in {CTRANSLATE2, STATIC} & contestants.able.keys():
-            if not worse[peer] <= NEAR:
+        for peer in {EAGER, CTRANSLATE2, STATIC} & contestants.able.keys():
+            if not worse.get(peer, 0.0) <= NEAR:
                 contestants.leave_out(peer, f"an answer is {worse[peer]:.2g} nats a token less likely")
         tokens, lengths, rows = case.rows * case.new, [len(source) for source in sources], case.rows * case.beams
         steps = [
