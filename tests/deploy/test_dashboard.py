@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,7 +57,8 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     ):
         while not query_range(prometheus, "tercet_engine_restarts_total", time.time() - 2, time.time()):
             time.sleep(0.1)
-        kill_an_engine(server, "t5")
+        kill_and_wait(server, lambda: server.front_end_pids()[0])
+        kill_and_wait(server, lambda: server.engine_pid("t5"))
         start = time.time()
         load(server)
         yield Observed(server, prometheus, start + WINDOW + 2, time.time() - 1)
@@ -74,14 +75,14 @@ def configuration(folder: Path, server: RunningServer) -> Path:
     return path
 
 
-def kill_an_engine(server: RunningServer, model: str) -> None:
-    """Kills an engine and waits until its successor answers."""
-    before = server.engine_pid(model)
+def kill_and_wait(server: RunningServer, pid: Callable[[], int]) -> None:
+    """Kills a process and waits until its successor, and the model of the killed engine, answer."""
+    before = pid()
     os.kill(before, signal.SIGKILL)
     with Client(server.address, timeout=60) as client:
-        while server.engine_pid(model) == before:
+        while pid() == before:
             time.sleep(0.05)
-        client.wait_ready(model)
+        client.wait_ready("t5")
 
 
 def load(server: RunningServer) -> None:
@@ -151,11 +152,12 @@ def test_prometheus_sees_the_server_and_its_rules(observed: Observed) -> None:
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
 
 
-def test_the_alert_of_a_killed_engine_fires_and_no_other(observed: Observed) -> None:
+def test_the_alerts_of_killed_processes_fire_and_no_other(observed: Observed) -> None:
     firing = 'count by (alertname) (ALERTS{alertstate="firing"})'
-    restarting = firing.replace("{", '{alertname="TercetEngineRestarting",')
-    assert len(query_range(observed.prometheus, restarting, observed.start, observed.end)) == 1
-    assert len(query_range(observed.prometheus, firing, observed.start, observed.end)) == 1
+    for process in ("Engine", "FrontEnd"):
+        restarting = firing.replace("{", f'{{alertname="Tercet{process}Restarting",')
+        assert len(query_range(observed.prometheus, restarting, observed.start, observed.end)) == 1
+    assert len(query_range(observed.prometheus, firing, observed.start, observed.end)) == 2
 
 
 def test_the_names_are_as_prometheus_wants_them(observed: Observed) -> None:
