@@ -130,7 +130,7 @@ def test_any_load_is_served_within_its_limits(family, load, padded, prefix_cache
         plan = scheduler.schedule()
         assert bool(plan.encode or plan.decode) == bool(scheduler.waiting or scheduler.running)
         check(scheduler, plan, pool, max_rows, padded)
-        planned = [*plan.encode, *(chunk.sequence for chunk in plan.decode)]
+        planned = [*plan.encode, *(sequence for sequence, _ in plan.decode)]
         batches.update({sequence.request.arrival for sequence in planned})
         failed = {s for s in planned if s.request.arrival in failing and batches[s.request.arrival] == 3}
         memory.run(plan, failed)
@@ -138,7 +138,7 @@ def test_any_load_is_served_within_its_limits(family, load, padded, prefix_cache
             for sequence in list(request.sequences):
                 scheduler.remove(sequence)
         encode = [sequence for sequence in plan.encode if sequence.state == "running"]
-        decode = [chunk for chunk in plan.decode if chunk.sequence.state == "running"]
+        decode = [chunk for chunk in plan.decode if chunk[0].state == "running"]
         perform(scheduler, plan._replace(encode=encode, decode=decode))
         assert len(scheduler.running) <= max_rows
         steps += 1
@@ -154,7 +154,7 @@ def test_any_load_is_served_within_its_limits(family, load, padded, prefix_cache
 
 def check(scheduler, plan, pool, max_rows, padded):
     """What holds after every decision."""
-    for lengths in ([len(s.request.source) for s in plan.encode], [chunk.length for chunk in plan.decode]):
+    for lengths in ([len(s.request.source) for s in plan.encode], [length for _, length in plan.decode]):
         assert len(lengths) <= max_rows
         assert storage(lengths, padded) <= 32
         assert all(length > 0 for length in lengths)
@@ -171,7 +171,7 @@ def check(scheduler, plan, pool, max_rows, padded):
     for sequence, length in plan.decode:
         assert len(sequence.pages) * PAGE_SIZE >= sequence.computed + length
     assert not any(sequence.pages for sequence in scheduler.waiting)
-    planned = [*plan.encode, *(chunk.sequence for chunk in plan.decode)]
+    planned = [*plan.encode, *(sequence for sequence, _ in plan.decode)]
     if scheduler.running:
         assert any(scheduler.running[0] is sequence for sequence in planned)
     # A row that decodes is in every batch, whatever prompts there are; it waits only for pages of older ones.

@@ -164,10 +164,10 @@ class BeamSearch(Sequence):
         self.untold = True
         self._dealt = [[] for _ in self._beams]
 
-    def draw(self) -> None:
-        """Counts the tokens that are being chosen, of which the device has heard now."""
-        super().draw()
+    def draw(self) -> bool:
+        """Counts the tokens that are being chosen; the device has heard of the beams now."""
         self.untold = False
+        return super().draw()
 
     def advance(self, step: Continuation) -> bool:
         """Continues the beams as the device did; whether the search is over."""

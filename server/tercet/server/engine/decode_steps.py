@@ -52,9 +52,10 @@ class DecodeSteps:
         """The rows of the step that has all of these; None if there is none."""
         last = 0
         for sequence, _ in chunks:
-            if sequence.remaining != 1 or isinstance(sequence, BeamSearch):
+            if sequence.length - sequence.computed != 1 or isinstance(sequence, BeamSearch):
                 return None
-            last = max(last, sequence.lanes[0])
+            lane = sequence.lanes[0]
+            last = max(last, lane)
         place = bisect_left(self._buckets, last + 1)
         return self._buckets[place] if place < len(self._buckets) else None
 

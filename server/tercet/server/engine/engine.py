@@ -12,7 +12,7 @@ from tercet.kernels import dispatch
 from tercet.server.engine.beam import BeamSearch, beam_request
 from tercet.server.engine.pages import PagePool
 from tercet.server.engine.reading import is_finite, likeness
-from tercet.server.engine.scheduler import Chunk, Scheduler
+from tercet.server.engine.scheduler import Scheduler
 from tercet.server.engine.sequence import generation_request, reading_request
 from tercet.server.engine.steps import Launch, advance, advance_sources, failure
 from tercet.server.wire import Cached, Generate, Rejected, StepResult, Tokens
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tercet.server.engine.reading import Answer, Reading
     from tercet.server.engine.runner import Runner
     from tercet.server.engine.sampler import Choice
+    from tercet.server.engine.scheduler import Chunk
     from tercet.server.engine.sequence import Request, Sequence
     from tercet.server.engine.validation import Limits
     from tercet.server.wire import EngineSettings, StepStats
@@ -141,7 +142,7 @@ class Engine:
         if plan.encode:
             # Rows that are answered alike become neighbours.
             rows = sorted(plan.encode, key=lambda row: likeness(row.request.reading))
-            chunks = [Chunk(row, len(row.request.source) + len(row.request.target)) for row in rows]
+            chunks = [(row, len(row.request.source) + len(row.request.target)) for row in rows]
             self._isolate(chunks, lambda chunks: step.append(self._encode(chunks)))
         if plan.decode:
             self._isolate(plan.decode, lambda chunks: step.append(self._decode(chunks)))
@@ -164,12 +165,12 @@ class Engine:
         So one bad row costs the others nothing but time, and a batch too large for memory runs in parts. Running a row
         again is safe: it writes the same keys and values to the same places.
         """
-        chunks = [chunk for chunk in chunks if chunk.sequence.state == "running"]
+        chunks = [chunk for chunk in chunks if chunk[0].state == "running"]
         if not chunks or not (failed := failure(lambda: run(chunks), len(chunks))):
             return
         self._runner.recover()
         if len(chunks) == 1:
-            self._reject_failed(chunks[0].sequence.request, failed)
+            self._reject_failed(chunks[0][0].request, failed)
             return
         middle = len(chunks) // 2
         self._isolate(chunks[:middle], run)

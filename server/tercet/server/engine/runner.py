@@ -96,6 +96,7 @@ class Runner:
         self._model, self._cache, self._lanes, self._max_rows, self._padded = model, cache, lanes, max_rows, padded
         self._page_size = cache.page_size if cache else 1
         self._beams = BeamTables(len(lanes.last_token), model.max_length if cache else 0, model.device)
+        self._last: tuple[list[Row], bool, int | None] = ([], True, None)  # rows replayed last, and how they drew
         self._encoder_steps: EncoderSteps | None = None
         self._steps: DecodeSteps | None = None
         if graphs and encoder_buckets:
@@ -177,8 +178,11 @@ class Runner:
     def _replay(self, steps: DecodeSteps, sequences: list[Row], rows: int) -> Pass[Chosen]:
         """A decode step from a graph; rows that need more than their filters draw as ever."""
         lanes = self._lanes
+        if sequences != self._last[0]:  # most steps have the rows of the one before
+            plain = all(sequence.request.plain for sequence in sequences)
+            self._last = sequences, plain, likeliest_of(sequence.request.sampling for sequence in sequences)
+        _, plain, likeliest = self._last
         places = [sequence.lanes[0] for sequence in sequences]
-        plain = all(sequence.request.plain for sequence in sequences)
         lanes.update(sequences)
         lanes.activate(set(places))
         buffer = PackedBuffer()
@@ -191,7 +195,6 @@ class Runner:
             lanes.take(views)
         hidden = steps.read(rows)
         if plain:
-            likeliest = likeliest_of(sequence.request.sampling for sequence in sequences)
             how, tensors = None, [steps.draw(rows, likeliest)]
         else:
             sampling = sampled_rows(views, sequences, lanes)

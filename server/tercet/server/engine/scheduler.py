@@ -30,11 +30,9 @@ LOOKAHEAD = 8  # batches of rows among which sources of similar length are looke
 _order = attrgetter("order")
 
 
-class Chunk(NamedTuple):
-    """The next `length` tokens of each row of a sequence, from `computed` on."""
-
-    sequence: Sequence
-    length: int
+Chunk = tuple["Sequence", int]
+"""The next tokens of each row of a sequence, from `computed` on: how many. A plain tuple, since every row has one in
+every step."""
 
 
 class Plan(NamedTuple):
@@ -139,15 +137,22 @@ class Scheduler:
         return Budget(self._max_batch_tokens, self._max_rows, padded=self._padded)
 
     def _continue(self, plan: Plan, budget: Budget) -> None:
-        position = 0
+        position = rows = 0
+        reading: list[Sequence] = []
         while position < len(self.running):  # `_grow` takes sequences from the end
             sequence = self.running[position]
-            if sequence.remaining == 1 and self._grow(sequence):
-                budget.take(1, sequence.width)
-                plan.decode.append(Chunk(sequence, 1))
+            length = sequence.length
+            remaining = length - sequence.computed
+            if remaining > 1:
+                reading.append(sequence)
+            elif remaining == 1 and (length <= sequence.room or self._grow(sequence)):
+                rows += sequence.width
+                plan.decode.append((sequence, 1))
             position += 1
-        for sequence in self.running:
-            if sequence.remaining > 1 and budget.room_for(sequence.width):
+        if rows:
+            budget.take(1, rows)
+        for sequence in reading:
+            if sequence.state == "running" and budget.room_for(sequence.width):
                 _read(sequence, plan, budget)
 
     def _admit(self, plan: Plan, budget: Budget) -> None:
@@ -202,6 +207,7 @@ class Scheduler:
             return False
         self._pool.share(found + source)
         sequence.pages = found + self._pool.take(own)
+        sequence.room = pages_of(sequence.length, self._page_size) * self._page_size
         sequence.restart(len(found) * self._page_size)
         if request.must_encode:
             request.cross_pages, request.encoded = source or self._pool.take(cross), bool(source)
@@ -212,14 +218,13 @@ class Scheduler:
     def _grow(self, sequence: Sequence) -> bool:
         """Makes sure of the pages of the last tokens; False if they have to wait for older sequences to free some."""
         missing = sequence.page_count(self._page_size) - len(sequence.pages)
-        if not missing:
-            return True
         while self._pool.free < missing:
             youngest = self.running[-1]
             if youngest is sequence:
                 return False
             self._preempt(youngest)
         sequence.pages += self._pool.take(missing)
+        sequence.room = pages_of(sequence.length, self._page_size) * self._page_size
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -257,7 +262,7 @@ def _read(sequence: Sequence, plan: Plan, budget: Budget) -> None:
     """Plans as much of what a sequence has to read as there is room for."""
     length = min(sequence.stretch, budget.room_for(sequence.width))
     budget.take(length, sequence.width)
-    plan.decode.append(Chunk(sequence, length))
+    plan.decode.append((sequence, length))
 
 
 def _discard(ordered: list[Sequence], sequence: Sequence) -> None:

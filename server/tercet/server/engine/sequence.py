@@ -92,6 +92,8 @@ class Sequence:
     read: int = 0
     """The most that `computed` ever was: what comes below is recomputed."""
     pages: list[int] = field(default_factory=list[int])
+    room: int = 0
+    """Tokens that its pages hold."""
     lanes: list[int] = field(default_factory=list[int])
     """Its places in the tables on the device while it runs, one for each row."""
     drawn: int = 0
@@ -176,15 +178,19 @@ class Sequence:
         self._looked_at = len(self.tokens)
         return self._seen_ids
 
-    def draw(self) -> None:
-        """Counts a token that is being chosen, if it is to be read before the host knows it."""
-        if not self.awaited and self.length + 1 < self.request.limit:
+    def draw(self) -> bool:
+        """Counts a token that is being chosen, unless it is the last; False if the host has to know it first."""
+        if self.awaited:
+            return False
+        if len(self.tokens) + self.drawn + 1 < self.request.limit:
             self.drawn += 1
+        return True
 
     def accept(self, token: int) -> FinishReason | None:
         """Appends a chosen token; says why the sequence ends with it, if it does."""
         self.tokens.append(token)
-        self.drawn = max(0, self.drawn - 1)
+        if self.drawn:
+            self.drawn -= 1
         return self.request.end(token) or ("length" if len(self.tokens) >= self.request.limit else None)
 
 

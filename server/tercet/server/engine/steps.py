@@ -86,9 +86,8 @@ def advance(chunks: Sequence[Chunk]) -> Counts:
             prompt += _first_read(request, len(request.source) + min(end, len(request.prompt)))
         if begin < sequence.read:
             recomputed += width * (min(sequence.read, end) - begin)
-        if length == sequence.remaining:
-            awaited = awaited or sequence.awaited
-            sequence.draw()
+        if end == sequence.length and not sequence.draw():
+            awaited = True
         sequence.computed = end
         sequence.read = max(sequence.read, end)
     return Counts(phase, rows, real, prompt, recomputed, awaited)
