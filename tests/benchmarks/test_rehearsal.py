@@ -11,7 +11,7 @@ import pytest
 import torch
 from benchmarks.kernels import attention, attention_contestants, decoding
 from benchmarks.limits import Chip
-from benchmarks.models import decoders, encoders, generators, translators
+from benchmarks.models import decoders, encoders, generators, host, translators
 from benchmarks.rows import Settings
 
 from benchmarks import kernels, models
@@ -53,6 +53,13 @@ def test_every_way_to_run_a_model_runs_and_answers_alike(row):
     assert len(result.rates) >= 3
     assert {ratio.against for ratio in result.ratios} == set(result.rates) - {"tercet"}
     assert set(result.limits) == {"calibrated", "datasheet"}
+
+
+def test_the_hosts_steps_are_replayed_and_counted():
+    result = host.step(SETTINGS)
+    assert result.facts["1 rows, steady"] == "1.0 tokens a step, 100% of them replayed"
+    assert [goal.what for goal in result.goals] == ["µs of CPU a steady step of 1 rows"]
+    assert all(times[0] > 0 for times in result.seconds.values())
 
 
 def test_a_wrong_answer_has_no_figures(monkeypatch):
