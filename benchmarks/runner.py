@@ -125,10 +125,13 @@ class Run:
         report.write(self._options.output, self._name, self._environment, self._results)
 
     def _test(self) -> str:
-        budget = self._options.budget
-        if self._options.device == "cuda" and self._gpu:
-            return run_gpu_tests(None if budget is None else budget * TEST_SHARE)
-        return run_tests([path for tier in self._tiers.values() for path in tier.tests], "cpu", None)
+        """Tests every device that rows are measured on."""
+        budget, told = self._options.budget, list[str]()
+        if self._gpu and self._options.device != "cpu":
+            told.append(run_gpu_tests(None if budget is None else budget * TEST_SHARE))
+        if not self._gpu or self._options.device != "cuda":
+            told.append(run_tests([path for tier in self._tiers.values() for path in tier.tests], "cpu", None))
+        return "; ".join(told)
 
     def _can(self, row: Row) -> bool:
         return row.device == "cpu" or bool(self._gpu)

@@ -10,7 +10,7 @@ from benchmarks.limits import Chip
 from benchmarks.rows import Curve, Goal, Ratio, Result, Row, Tier
 from benchmarks.runner import main
 
-from benchmarks import calibration, environment, testing
+from benchmarks import calibration, environment, runner, testing
 
 ENVIRONMENT = {"date": "2026-01-02T03:04:05+00:00", "sources": "abc", "gpu": None, "versions": {"python": "3.11"}}
 SKIP = ("--skip-tests",)
@@ -209,3 +209,19 @@ def test_tests_that_lack_a_package_on_a_gpus_machine_are_told(monkeypatch):
     monkeypatch.setattr(testing, "GPU_TESTS", {"tests/kernels": (), "tests/gpu": ("msgspec", "no_such_package")})
     assert testing.run_gpu_tests(1) == "green; tests/gpu NOT RUN: no_such_package not installed"
     assert ran == [(["tests/kernels"], "cuda")]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "options", "tested"),
+    [
+        (None, (), "cpu"), ("NVIDIA H200", (), "gpu; cpu"), ("NVIDIA H200", ("--device", "cuda"), "gpu"),
+        ("NVIDIA H200", ("--device", "cpu"), "cpu"),
+    ],
+)  # fmt: skip
+def test_the_devices_that_are_measured_are_tested(run, monkeypatch, gpu, options, tested):
+    monkeypatch.setattr(runner, "run_gpu_tests", lambda limit: "gpu")
+    monkeypatch.setattr(runner, "run_tests", lambda paths, device, limit: device)
+    rows = Row("serving/a", measured), Row("serving/b", measured, device="cuda")
+    _, markdown, told = run(*rows, options=options, gpu=gpu)
+    assert f"- tests: {tested}\n" in markdown
+    assert (told.get("serving/b", {}).get("not_measured") == "no GPU") == (gpu is None)
