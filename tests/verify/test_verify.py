@@ -61,8 +61,8 @@ def test_8_bit_floats_have_bounds_of_their_own(tercet_verify):
     assert set(findings(result).values()) == {"ok"}, result.output
     assert "fp8 on cpu against float32 on cpu" in result.output
     assert "quantized weights differ by 2.6e-02 of their norm" in result.output
-    assert "the tolerance is 2.0e-01" in result.output
-    assert "44 must" in result.output  # of 48 tokens
+    assert "the tolerance is 4.0e-01" in result.output
+    assert "39 must" in result.output  # of 48 tokens
 
 
 @pytest.mark.parametrize("changed", ["features", "outputs"])
