@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,6 +48,8 @@ class DecoderWork:
     groups: list[list[Placed]]
     """The beam searches that go on, by kind."""
     beams: BeamRows | None
+    lanes: Tensor
+    """int32 [B]: of all rows."""
     copies: int
 
 
@@ -57,13 +58,13 @@ class _Taken:
     """What a batch takes of its sequences, on the host."""
 
     rows: list[Row] = field(default_factory=list["Row"])
-    lengths: array[int] = field(default_factory=lambda: array("i"))
-    ends: array[int] = field(default_factory=lambda: array("i"))
+    lengths: list[int] = field(default_factory=list[int])
+    ends: list[int] = field(default_factory=list[int])
     """Tokens in the cache once the batch's are."""
-    ids: array[int] = field(default_factory=lambda: array("i"))
-    unknown: array[int] = field(default_factory=lambda: array("i"))
+    ids: list[int] = field(default_factory=list[int])
+    unknown: list[int] = field(default_factory=list[int])
     """Places among the ids of tokens that the device alone knows,"""
-    unknown_lanes: array[int] = field(default_factory=lambda: array("i"))
+    unknown_lanes: list[int] = field(default_factory=list[int])
     """and the lanes where they are."""
     sampled: list[Row] = field(default_factory=list["Row"])
     sampling_rows: list[int] = field(default_factory=list[int])
@@ -98,10 +99,9 @@ def decoder_work(
     start_beams(views, beams, max(taken.ends))
     if taken.unknown:
         views["token_ids"][views["unknown"]] = tables.last_token[views["unknown_lanes"]]
-    tables.length[views["lanes"]] = views["kv_length"]
 
     flat = Flat(views["start"], views["length"], lengths, padded=padded)
-    table = _pages(tables.page_table, views["lanes"], max(len(row.pages) for row in rows))
+    table = _pages(tables.page_table, views["lanes"], pages_of(max(taken.ends), page_size))
     positions = flat.index + (views["kv_length"] - views["length"])[flat.row]
     batch = DecoderBatch(
         token_ids=flat.place(views["token_ids"]),
@@ -124,6 +124,7 @@ def decoder_work(
         sampling=sampled_rows(views, sampled, tables) if sampled else None,
         groups=groups,
         beams=unpack_beams(views, groups) if groups else None,
+        lanes=views["lanes"],
         copies=buffer.copies,
     )
 
@@ -149,21 +150,27 @@ def sampled_rows(views: dict[str, Tensor], sampled: list[Row], tables: Lanes) ->
 
 def _take(chunks: Sequence[Chunk]) -> _Taken:
     taken = _Taken()
+    rows, lengths, ends, ids = taken.rows, taken.lengths, taken.ends, taken.ids
     for sequence, length in chunks:
-        if isinstance(sequence, BeamSearch):
-            taken.searches.append(Placed(len(taken.rows), sequence, length))
-        elif length == sequence.remaining:
-            taken.sampled.append(sequence)
-            taken.sampling_rows.append(len(taken.rows))
         end = sequence.computed + length
-        for row in sequence.rows():
-            taken.rows.append(row)
-            taken.lengths.append(length)
-            taken.ends.append(end)
+        if isinstance(sequence, BeamSearch):
+            taken.searches.append(Placed(len(rows), sequence, length))
+            rows += (found := sequence.rows())
+        else:
+            if end == sequence.length:
+                taken.sampled.append(sequence)
+                taken.sampling_rows.append(len(rows))
+            rows.append(sequence)
+            found = (sequence,)
+        for row in found:
+            lengths.append(length)
+            ends.append(end)
             if end > len(row.tokens):
-                taken.unknown.append(len(taken.ids))
+                taken.unknown.append(len(ids))
                 taken.unknown_lanes.append(row.lanes[0])
-                taken.ids.append(0)
+                ids.append(0)
+            elif length == 1:
+                ids.append(row.tokens[end - 1])
             else:
-                taken.ids.extend(row.tokens[end - length : end])
+                ids += row.tokens[end - length : end]
     return taken

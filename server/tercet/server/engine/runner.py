@@ -157,6 +157,8 @@ class Runner:
             chunks, self._lanes, self._beams, page_size=self._page_size, padded=self._padded, device=model.device
         )
         hidden = model.decode(work.batch, self._cache)
+        if self._steps:  # which read there how far rows are
+            self._lanes.length[work.lanes] = work.batch.kv_length
         last = work.batch.rows.start + work.batch.rows.length - 1
         sampling, beams = work.sampling, work.beams
         tensors: list[Tensor] = []

@@ -59,27 +59,31 @@ class Download:
     """Tensors of one device on their way to the host, all in one copy; on a GPU nothing waits until `arrays`."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._kinds = [(tensor.shape, tensor.dtype) for tensor in tensors]
-        parts = [tensor.reshape(-1).view(torch.uint8) for tensor in tensors]
-        # A copy on a CPU, too: what is replayed next writes its results to the same place.
-        data = torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
         self._event: torch.cuda.Event | None = None
-        if data.device.type == "cuda":
-            host = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
-            data = host.copy_(data, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-        self._data = data
+        if not tensors or tensors[0].device.type == "cpu":
+            # A copy here, too: what is replayed next writes its results to the same places.
+            self._arrays = [tensor.numpy().copy() for tensor in tensors]
+            return
+        data = torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in tensors])
+        host = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
+        host.copy_(data, non_blocking=True)
+        self._event = torch.cuda.Event()
+        self._event.record()
+        self._arrays = _split(host.numpy(), tensors)
 
     def arrays(self) -> list[NDArray[Any]]:
         """Waits for the copy; each tensor comes back in its own shape and type."""
         if self._event is not None:
             self._event.synchronize()
-        data = self._data.numpy()
-        arrays: list[NDArray[Any]] = []
-        start = 0
-        for shape, dtype in self._kinds:
-            stop = start + shape.numel() * dtype.itemsize
-            arrays.append(data[start:stop].view(_NUMPY[dtype]).reshape(shape))
-            start = stop
-        return arrays
+        return self._arrays
+
+
+def _split(data: NDArray[np.uint8], tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
+    """The places of tensors behind one another in `data`."""
+    arrays: list[NDArray[Any]] = []
+    start = 0
+    for tensor in tensors:
+        stop = start + tensor.nbytes
+        arrays.append(data[start:stop].view(_NUMPY[tensor.dtype]).reshape(tensor.shape))
+        start = stop
+    return arrays
