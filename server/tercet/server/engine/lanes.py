@@ -64,7 +64,7 @@ class Lanes:
         self.cross_page_table = self._flat[self._cross_at :].view(count, self._cross_width)
         """int32 [lanes, Pc]"""
         self._told: list[tuple[list[int], int] | None] = [None] * count  # the list of pages of a row, how many of them
-        self._active: set[int] = set()
+        self._active: set[int] | None = set()  # None: what the device knows of it is not known here
         self._places, self._values = array("q"), array("i")  # what is not told yet
 
     def update(self, rows: Iterable[Row]) -> None:
@@ -82,18 +82,17 @@ class Lanes:
 
     def activate(self, lanes: set[int]) -> None:
         """Says which rows the next decode step has."""
-        for lane in self._active ^ lanes:
+        for lane in range(self.count) if self._active is None else self._active ^ lanes:
             self._tell(ACTIVE * self._stride + lane, (lane in lanes,))
         self._active = lanes
 
     def forget(self) -> None:
         """Tells everything anew, but for tokens that the device alone knows; it may have missed some."""
         self._places, self._values = array("q"), array("i")
-        self._tell(ACTIVE * self._stride, [0] * self._stride)
-        self._told, self._active = [None] * len(self._told), set()
+        self._told, self._active = [None] * len(self._told), None
 
     def put(self, buffer: PackedBuffer) -> bool:
-        """Puts what is new into a batch's buffer; False if nothing is."""
+        """Puts what is new into a batch's buffer, no place twice: a GPU writes in no order. False if nothing is."""
         if not self._places:
             return False
         buffer.put("lane_places", self._places, "q")
