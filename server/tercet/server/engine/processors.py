@@ -136,11 +136,12 @@ def process(scores: Tensor, processors: Processors) -> None:
         scores[change.rows, change.ids] = torch.where(found < 0, found * change.values, found / change.values)
     if change := processors.get("generated"):
         scores[change.rows, change.ids] -= change.values
+    # A plain number would be brought to the device by a copy that waits for it.
     if change := processors.get("forced"):
-        scores[change.rows] = -torch.inf
-        scores[change.rows, change.ids] = 0
+        scores.index_put_((change.rows,), scores.new_full((), -torch.inf))
+        scores.index_put_((change.rows, change.ids), scores.new_zeros(()))
     if change := processors.get("forbidden"):
-        scores[change.rows, change.ids] = -torch.inf
+        scores.index_put_((change.rows, change.ids), scores.new_full((), -torch.inf))
 
 
 def _add(changes: dict[str, _Changes], row: int, writing: Writing) -> None:
