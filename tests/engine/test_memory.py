@@ -7,7 +7,16 @@ import torch
 
 from support.engine import settings
 from support.null_model import NullModel
-from tercet.server.engine.memory import TooLargeError, activation_bytes, batch_tokens, count_pages
+from tercet.server.engine.beam_rows import BeamTables
+from tercet.server.engine.lanes import Lanes
+from tercet.server.engine.memory import (
+    TooLargeError,
+    activation_bytes,
+    batch_tokens,
+    count_pages,
+    lane_pages,
+    working_bytes,
+)
 
 MIB = 1 << 20
 
@@ -64,6 +73,16 @@ def test_a_head_takes_memory_too(task, outputs, more):
     head = SimpleNamespace(task=task, outputs=outputs, dense=None)
     base, headed = (activation_bytes(NullModel("encoder", head=chosen), settings()) for chosen in (None, head))
     assert headed - base == 4 * more
+
+
+@pytest.mark.parametrize("family", ["decoder", "seq2seq"])
+def test_what_is_known_of_rows_takes_memory_too(family):
+    model, chosen = NullModel(family), settings(max_rows=8)
+    cpu = torch.device("cpu")
+    lanes, beams = Lanes(8, *lane_pages(model, chosen), cpu), BeamTables(8, model.max_length, cpu)
+    tables = [lanes._flat, *vars(beams).values()]
+    counted = working_bytes(model, chosen, replays=False) - activation_bytes(model, chosen)
+    assert counted == sum(table.nbytes for table in tables)
 
 
 H100_L2, A100_L2, T4_L2 = 50 * MIB, 40 * MIB, 4 * MIB

@@ -63,6 +63,11 @@ class BeamTables:
         """int32 [lanes, longest]: which beam of the search holds the key of each token behind the shared pages."""
 
 
+def beam_bytes(longest: int) -> int:
+    """Bytes of a lane in all of `BeamTables`."""
+    return 4 * (2 + longest) + 1
+
+
 @dataclass(frozen=True)
 class Group:
     """Searches of one kind, `S` with `K` beams each; their fields of the buffer, on the device."""

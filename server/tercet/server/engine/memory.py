@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tercet.server.engine.beam_rows import beam_bytes
 from tercet.server.engine.lanes import lane_bytes
 from tercet.server.engine.pages import pages_of
 from tercet.server.engine.sampler import CLASSES
@@ -107,7 +108,8 @@ def longest_sequence_pages(model: Model, settings: EngineSettings) -> int:
 
 def working_bytes(model: Model, settings: EngineSettings, *, replays: bool) -> int:
     """What an engine needs beside weights and pages: for a batch, for its lanes, and for graphs if it `replays` any."""
-    lanes = settings.max_rows * lane_bytes(*lane_pages(model, settings))
+    lane = lane_bytes(*lane_pages(model, settings)) + (beam_bytes(model.max_length) if generates(model) else 0)
+    lanes = settings.max_rows * lane
     return activation_bytes(model, settings) + lanes + (graph_bytes(model, settings) if replays else 0)
 
 
