@@ -7,6 +7,7 @@ import pytest
 
 from support.engine import DECODER_START, Answers, expected, generate, null_engine, prompts, request, run
 from support.null_model import VOCAB_SIZE, continuation
+from tercet.server.engine.scheduler import Scheduler
 from tercet.server.wire import Embed
 
 
@@ -83,6 +84,22 @@ def test_a_row_that_has_ended_runs_once_more_for_nothing():
     assert [len(batch.rows.length) for batch in model.batches] == [2, 2, 2]
     assert [stats.generated_tokens for stats in answers.stats] == [2, 2, 1]
     assert answers.steps[-1].pages_used == 0
+
+
+def test_what_the_host_does_not_know_is_not_preempted(monkeypatch):
+    """A row that would lose its pages while its last token is on its way: the engine takes that in first."""
+    unknown = []
+    preempt = Scheduler._preempt
+
+    def watched(scheduler, sequence):
+        unknown.append(sequence.drawn)
+        preempt(scheduler, sequence)
+
+    monkeypatch.setattr(Scheduler, "_preempt", watched)
+    engine, _ = null_engine(pages=19, max_rows=7, ahead=True)
+    run(engine, *(generate(key, ids, 20) for key, ids in enumerate(prompts(12, 20))))
+    assert unknown
+    assert not any(unknown)
 
 
 def test_what_is_cancelled_in_flight_is_not_told():
