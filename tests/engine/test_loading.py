@@ -12,9 +12,10 @@ from support.architectures import LABELS
 from support.checkpoints import VOCAB_SIZE, save, tiny_bert, tiny_llama, tiny_t5
 from support.engine import generate, null_engine, run, settings
 from tercet.kernels import dispatch
+from tercet.kernels.ops import SPLIT_KV_QUERIES
 from tercet.server.engine.loading import StartError, load_engine, warm_up
 from tercet.server.engine.memory import TooLargeError
-from tercet.server.models import CheckpointError
+from tercet.server.models import CheckpointError, DecoderBatch
 from tercet.server.wire import Embed
 
 
@@ -151,4 +152,20 @@ def test_heads_say_what_a_model_can_do(tmp_path, row, head, tasks, labels):
 def test_a_model_that_fails_is_not_ready(family):
     engine, _ = null_engine(family, heavy=1)
     with pytest.raises(StartError, match="warm-up failed"):
-        warm_up(engine, engine._limits, lambda done, total: None)
+        warm_up(engine, engine._limits, lambda done, total: None, compiles=False)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("family", ["decoder", "seq2seq"])
+def test_the_kernels_of_mixed_batches_are_compiled_beforehand(family, ahead):
+    """Prompts of a few tokens and of more than the split schedule takes, alone and beside beams; and tokens alone."""
+    engine, model = null_engine(family, ahead=ahead, pages=128)
+    warm_up(engine, engine._limits, lambda done, total: None, compiles=True)
+    assert not engine.busy
+    forms = {
+        (batch.key_rows is not None, min(batch.rows.longest, 2) + (batch.rows.longest > SPLIT_KV_QUERIES))
+        for batch in model.batches
+        if isinstance(batch, DecoderBatch)
+    }
+    longest = 2 if family == "seq2seq" else 3
+    assert forms >= {(beams, length) for beams in (False, True) for length in range(1, longest + 1)}

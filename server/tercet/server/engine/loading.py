@@ -11,6 +11,7 @@ import torch
 from msgspec import structs
 
 from tercet.kernels import dispatch
+from tercet.kernels.ops import SPLIT_KV_QUERIES
 from tercet.server.engine.engine import Engine
 from tercet.server.engine.graphs import CudaGraphs, Graphs
 from tercet.server.engine.lanes import Lanes
@@ -37,7 +38,10 @@ log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 0.1
 WARM_UP_TOKENS = 8
-WARM_UP_STEPS = 16  # more than the warm-up requests need
+LONG_TOKENS = SPLIT_KV_QUERIES + WARM_UP_TOKENS  # of a prompt that another kernel reads
+WARM_UP_STEPS = 32  # more than the warm-up requests need
+STEPS_BETWEEN = 3  # from one group of them to the next
+BEAM_TOKENS = 12  # written while the groups that follow are read
 
 
 class StartError(Exception):
@@ -95,7 +99,12 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
     )
     # A CPU computes while it launches: there is nothing to overlap.
     engine = Engine(runner, limits, settings, padded=padded, ahead=device.type == "cuda")
-    warm_up(engine, limits, lambda done, total: report(_loading(settings, "warm-up", done, total)))
+    warm_up(
+        engine,
+        limits,
+        lambda done, total: report(_loading(settings, "warm-up", done, total)),
+        compiles=dispatch.selected(device) == "triton",
+    )
 
     head = model.spec.head
     info = ModelInfo(
@@ -119,11 +128,18 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
     return engine, info
 
 
-def warm_up(engine: Engine, limits: Limits, progress: Callable[[int, int], None]) -> None:
-    """Runs harmless requests through every phase. Raises StartError if one of them fails."""
-    for message in _harmless(limits):
-        engine.submit(message)
+def warm_up(engine: Engine, limits: Limits, progress: Callable[[int, int], None], *, compiles: bool) -> None:
+    """Runs harmless requests through every phase. Raises StartError if one of them fails.
+
+    compiles: kernels are compiled when they are first launched, and so those of mixed batches are launched now.
+    """
+    groups = _mixing(limits) if compiles else iter([[*_harmless(limits)]])
+    begun = 0
     for done in range(WARM_UP_STEPS):
+        if done == begun + STEPS_BETWEEN or not engine.busy:
+            begun = done
+            for message in next(groups, []):
+                engine.submit(message)
         if not engine.busy:
             progress(WARM_UP_STEPS, WARM_UP_STEPS)
             return
@@ -134,14 +150,41 @@ def warm_up(engine: Engine, limits: Limits, progress: Callable[[int, int], None]
     raise StartError(f"warm-up did not end within {WARM_UP_STEPS} steps")
 
 
-def _harmless(limits: Limits) -> Iterator[Reading | Generate]:
-    ids = [0] * max(1, min(WARM_UP_TOKENS, limits.max_length - 2, limits.longest_read))
+def _mixing(limits: Limits) -> Iterator[list[Reading | Generate]]:
+    """Groups of requests, the later ones to be read while a beam search of the first goes on: prompts short and long,
+    alone and beside beams, are read by kernels of their own.
+    """
+    if "generate" in limits.tasks:
+        yield [_prompt(limits, 0, LONG_TOKENS)]
+    yield [*_harmless(limits, BEAM_TOKENS)]
+    if "generate" in limits.tasks:
+        yield [_prompt(limits, 4, WARM_UP_TOKENS)]
+        yield [_prompt(limits, 5, LONG_TOKENS)]
+
+
+def _prompt(limits: Limits, key: int, tokens: int) -> Generate:
+    """Greedy, and nothing of it is found in a cache."""
+    ids = _ids(limits, tokens)
+    start = ids[:2] if limits.family == "seq2seq" else []
+    return Generate(
+        id=key, token_ids=ids, decoder_ids=start, cache_salt=f"warm-up {key}", sampling=Sampling(max_new_tokens=2)
+    )
+
+
+def _ids(limits: Limits, tokens: int) -> list[int]:
+    """So many, or as many as there can be."""
+    return [0] * max(1, min(tokens, limits.max_length - 2, limits.longest_read))
+
+
+def _harmless(limits: Limits, beam_tokens: int = 2) -> Iterator[Reading | Generate]:
+    ids = _ids(limits, WARM_UP_TOKENS)
     start = [0] if limits.family == "seq2seq" else []
-    yield Embed(id=0, token_ids=ids, pooling="mean", normalize=True)
+    yield Embed(id=6, token_ids=ids, pooling="mean", normalize=True)
     if "generate" in limits.tasks:
         greedy = Sampling(max_new_tokens=2)
         sampled = Sampling(max_new_tokens=2, temperature=1.0, top_k=2, top_p=0.5, min_p=0.1)
-        beams = Sampling(max_new_tokens=2, num_beams=2)  # the second token is read in each other's pages
+        # The second token is read in each other's pages.
+        beams = Sampling(max_new_tokens=min(beam_tokens, limits.max_length - len(start or ids)), num_beams=2)
         for key, sampling in enumerate((greedy, sampled, beams), 1):
             message = Generate(id=key, token_ids=ids, decoder_ids=start, sampling=sampling)
             if sampling is not beams or limits.refusal(message) is None:  # there may be no room for two beams
