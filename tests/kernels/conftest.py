@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 IMPLEMENTATIONS = ("triton",) if ON_GPU else ("cpu", "triton")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 # About the interpreter, the compiler and what a CPU refuses: they show nothing more on a GPU.
-collect_ignore = ["test_attention_loads.py", "test_compiled.py", "test_dispatch.py"] if ON_GPU else []
+ABOUT_OTHERS = ("test_attention_loads.py", "test_compiled.py", "test_dispatch.py", "test_tune.py")
+collect_ignore = [*ABOUT_OTHERS] if ON_GPU else []
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -205,7 +205,7 @@ print(found["tma"] > 0, len(re.findall(r"partition[0-9]", compiled.asm["ttgir"])
 def test_a_way_of_reading_compiles_to_what_its_name_says(tmp_path, reads, expected):
     """Descriptors to TMA; specialized warps to two partitions beside the default one, without spills."""
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
-    del environment["TRITON_INTERPRET"]
+    environment.pop("TRITON_INTERPRET", None)
     result = subprocess.run(
         [sys.executable, "-c", COMPILES, reads], env=environment, capture_output=True, text=True, check=False
     )
