@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tercet.server.engine.connection import Connections, Gone, exit_at_once
+from tercet.server.engine.reports import Reports
 from tercet.server.logs import configure, fields
 from tercet.server.wire import Cancel, EngineSettings, Failed, Ready, Stop
 
@@ -75,6 +76,7 @@ def _run(settings: EngineSettings, connections: Connections) -> int:
 
 def serve(engine: Engine, connections: Connections) -> None:
     """Steps while there is work, and waits for messages while there is none. Returns on Stop."""
+    reports = Reports(connections.report)
     while True:
         for message in connections.receive(wait=not engine.busy):
             match message:
@@ -88,8 +90,7 @@ def serve(engine: Engine, connections: Connections) -> None:
                     engine.submit(message)
         if engine.busy:
             result = engine.step()
-            # The report goes first: who has an answer finds it counted.
-            connections.report(msgspec.structs.replace(result, outputs=[]))
+            reports.add(result, last=not engine.busy)
             connections.answer(result.outputs)
 
 

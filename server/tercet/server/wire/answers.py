@@ -211,12 +211,14 @@ class CacheCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepResult(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Everything one step brought. The supervisor gets it without the outputs: they go to who asked."""
+    """Everything one step brought. The supervisor gets it without the outputs, which go to who asked, and with the
+    figures of the steps before it that it has not heard of.
+    """
 
     incarnation: int
     outputs: list[Output]
     stats: list[StepStats]
-    """One for each forward pass of the step; empty where only cancellations were handled."""
+    """One for each forward pass; empty where only cancellations were handled."""
     running: int
     """Sequences in batches after the step, each beam one."""
     waiting: int
