@@ -105,7 +105,7 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
         engine,
         limits,
         lambda done, total: report(_loading(settings, "warm-up", done, total)),
-        compiles=dispatch.selected(device) == "triton",
+        compiles=device.type == "cuda",
     )
 
     head = model.spec.head
