@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from tercet.kernels import configurations, dispatch, tune
-from tercet.kernels.configurations import TABLE, Tile, read_tiles, write_tiles
+from tercet.kernels.configurations import NOT_MEASURED, TABLE, Tile, read_tiles, write_tiles
 
 CPU = torch.device("cpu")
 TARGETS = ("sm_80", "sm_90", "sm_100")
@@ -25,8 +26,9 @@ def _triton():
 
 @pytest.fixture
 def table(tmp_path):
+    """The shipped one without what was measured."""
     path = tmp_path / "tiles.csv"
-    path.write_text(TABLE.read_text())
+    write_tiles([choice for choice in read_tiles() if choice.measured == NOT_MEASURED], path)
     return path
 
 
@@ -69,6 +71,7 @@ def test_the_fastest_right_tile_is_written_and_read_back(monkeypatch, table):
 
     monkeypatch.setattr(tune, "attention", attend)
     case = tune.Case(torch.float32, 16, "flat", CPU)
+    before = read_tiles(table)
     measured: list[Tile] = []
 
     def time(run) -> float:
@@ -88,7 +91,7 @@ def test_the_fastest_right_tile_is_written_and_read_back(monkeypatch, table):
     with configurations.using(table):
         assert configurations.tile("attention", torch.float32, 16, form="flat", device=CPU) == fast
     kept = [choice for choice in read_tiles(table) if choice.device != "H100"]
-    assert kept == read_tiles(TABLE)
+    assert kept == before
 
 
 def test_a_small_gain_changes_nothing(table):
@@ -103,7 +106,8 @@ def test_a_small_gain_changes_nothing(table):
 
 
 def test_forms_have_rows_and_odd_tables_are_refused(tmp_path):
-    assert {choice.measured for choice in read_tiles()} == {configurations.NOT_MEASURED}
+    for choice in read_tiles():
+        assert choice.measured == NOT_MEASURED or re.match(r"\d{4}-\d\d-\d\d: ", choice.measured)
     path = tmp_path / "tiles.csv"
     write_tiles(read_tiles(), path)
     assert path.read_text() == TABLE.read_text()
