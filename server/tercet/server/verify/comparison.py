@@ -24,8 +24,9 @@ Ids = list[int]
 
 CANDIDATES = 8  # of each place of a text that a masked model is compared on
 ROUNDS = 3  # of the clock
-# Relative errors that each precision explains: that of the reference is float32.
-TOLERANCES = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 6e-2, "fp8": 4e-1}
+# Relative errors that each precision explains: that of the reference is float32. In bfloat16 a single text can be far
+# off, in transformers too.
+TOLERANCES = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 1.2e-1, "fp8": 4e-1}
 # The least share of greedy tokens that must agree, where it is not all. Ties as wide as the errors of 8-bit floats
 # would excuse any token: theirs are as wide as bfloat16's.
 LEAST_AGREEING = {"fp8": 0.8}
