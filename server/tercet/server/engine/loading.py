@@ -61,7 +61,7 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
     dispatch.select(settings.kernels, tf32=settings.dtype == "tf32")
     torch.backends.cuda.matmul.allow_tf32 = settings.dtype == "tf32"
     device = torch.device(settings.device)
-    if device.index is not None:
+    if device.type == "cuda":
         torch.cuda.set_device(device)  # what Triton launches, and streams and graphs, are of the current one
     model = load_model(
         Path(settings.source),
