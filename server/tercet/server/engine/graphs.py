@@ -86,7 +86,7 @@ class Graphs:
 
         try:
             repeat, output = self._backend.capture(counted)
-        except RuntimeError as error:  # torch's of capturing are of the kind that a lost device has, too
+        except Exception as error:  # torch's, of the kind that a lost device has too, or a compiler's
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             reason = " ".join(str(error).split())
