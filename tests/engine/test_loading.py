@@ -12,7 +12,7 @@ from support.architectures import LABELS
 from support.checkpoints import VOCAB_SIZE, save, tiny_bert, tiny_llama, tiny_t5
 from support.engine import generate, null_engine, run, settings
 from tercet.kernels import dispatch
-from tercet.kernels.ops import SPLIT_KV_QUERIES
+from tercet.kernels.attention_ops import SPLIT_KV_QUERIES
 from tercet.server.engine.loading import StartError, load_engine, warm_up
 from tercet.server.engine.memory import TooLargeError
 from tercet.server.models import CheckpointError, DecoderBatch

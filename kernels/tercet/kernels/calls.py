@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from tercet.kernels import ops
+from tercet.kernels import attention_ops, ops
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,7 +85,7 @@ def _attend(queries: int, options: set[str], dtype: torch.dtype, head_dim: int) 
             rows["key_rows"] = _ints(ROWS, LONGEST)
     else:
         rows["kv_start"] = _ints(ROWS)
-    ops.attention(
+    attention_ops.attention(
         q, k, k, **rows, longest_q=queries, longest_kv=LONGEST,
         causal="causal" in options, window=(128, 0) if "window" in options else None,
         bias=_meta(HEADS, 257, dtype=torch.float32) if "bias" in options else None,

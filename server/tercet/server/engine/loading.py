@@ -11,7 +11,7 @@ import torch
 from msgspec import structs
 
 from tercet.kernels import dispatch
-from tercet.kernels.ops import SPLIT_KV_QUERIES
+from tercet.kernels.attention_ops import SPLIT_KV_QUERIES
 from tercet.server.engine.engine import Engine
 from tercet.server.engine.graphs import CudaGraphs, Graphs
 from tercet.server.engine.lanes import Lanes
@@ -57,12 +57,8 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
         UnsupportedError: the kernels asked for can't run here.
         StartError: the settings can't be served with, or the model fails on a harmless request.
     """
-    torch.set_num_threads(settings.threads)
-    dispatch.select(settings.kernels, tf32=settings.dtype == "tf32")
-    torch.backends.cuda.matmul.allow_tf32 = settings.dtype == "tf32"
     device = torch.device(settings.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # what Triton launches, and streams and graphs, are of the current one
+    _prepare(settings, device)
     model = load_model(
         Path(settings.source),
         device=device,
@@ -81,15 +77,15 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
         settings = structs.replace(settings, max_batch_tokens=batch_tokens(model, _l2_bytes(device)))
 
     report(_loading(settings, "pages", 0, 1))
-    replays = device.type == "cuda"
-    pages = count_pages(model, settings, working_bytes(model, settings, replays=replays))
+    on_gpu = device.type == "cuda"
+    pages = count_pages(model, settings, working_bytes(model, settings, replays=on_gpu))
     cache = model.new_cache(pages, settings.page_size) if pages else None
     report(_loading(settings, "pages", 1, 1))
 
     padded = (AUTO_LAYOUT if settings.layout == "auto" else settings.layout) == "padded"
     limits = limits_of(model, settings, pages)
     lanes = Lanes(settings.max_rows, *lane_pages(model, settings), device)
-    graphs = Graphs(CudaGraphs()) if replays else None
+    graphs = Graphs(CudaGraphs()) if on_gpu else None
     runner = Runner(
         model,
         cache,
@@ -100,16 +96,28 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
         encoder_buckets=encoder_buckets_of(model, settings),
     )
     # A CPU computes while it launches: there is nothing to overlap.
-    engine = Engine(runner, limits, settings, padded=padded, ahead=device.type == "cuda")
+    engine = Engine(runner, limits, settings, padded=padded, ahead=on_gpu)
     warm_up(
         engine,
         limits,
         lambda done, total: report(_loading(settings, "warm-up", done, total)),
-        compiles=device.type == "cuda",
+        compiles=on_gpu,
     )
+    return engine, _info(model, limits, settings, pages)
 
+
+def _prepare(settings: EngineSettings, device: torch.device) -> None:
+    """What holds for the whole process."""
+    torch.set_num_threads(settings.threads)
+    dispatch.select(settings.kernels, tf32=settings.dtype == "tf32")
+    torch.backends.cuda.matmul.allow_tf32 = settings.dtype == "tf32"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what Triton launches, and streams and graphs, are of the current one
+
+
+def _info(model: Model, limits: Limits, settings: EngineSettings, pages: int) -> ModelInfo:
     head = model.spec.head
-    info = ModelInfo(
+    return ModelInfo(
         architecture=model.architecture,
         family=model.family,
         tasks=list(limits.tasks),
@@ -127,7 +135,6 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
         page_size=settings.page_size,
         memory=model.weight_bytes + (pages * model.cache_bytes_per_page(settings.page_size) if pages else 0),
     )
-    return engine, info
 
 
 def warm_up(engine: Engine, limits: Limits, progress: Callable[[int, int], None], *, compiles: bool) -> None:
