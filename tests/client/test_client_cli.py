@@ -1,5 +1,6 @@
 """The `tercet` command as a user meets it: arguments, pipes, exit codes, one line for an error."""
 
+import fcntl
 import json
 import signal
 import subprocess
@@ -276,6 +277,7 @@ def test_interrupt_of_a_call_without_stream(environment, fake):
 def test_broken_pipe_is_clean(environment, fake, arguments):
     fake.delay = 0.01
     with start(environment, *arguments) as process:
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)  # much less than is written, however late the reader is
         process.stdout.read(5)
         process.stdout.close()
         errors = process.stderr.read()
