@@ -38,7 +38,8 @@ RULES = {
     "text": rule(packages="tokenizers sentencepiece google jinja2 gguf msgspec numpy"),
     FRONT: rule(
         "text wire frames logs protos",
-        "google grpc grpc_health grpc_reflection grpc_status huggingface_hub msgspec prometheus_client rich typer",
+        "google grpc grpc_health grpc_reflection grpc_status huggingface_hub msgspec prometheus_client rich typer "
+        "uvloop",
     ),
     "verify": rule("engine models text wire front", "torch numpy transformers typer"),
     "client": rule("protos", "google grpc grpc_health grpc_status numpy typer"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import uvloop
 
 from tercet.server import frames, logs
 from tercet.server.control import (
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # some send them to every process: the supervisor knows what to do
         signal.signal(number, signal.SIG_IGN)
     try:
-        return asyncio.run(_run(Path(folder), settings))
+        return uvloop.run(_run(Path(folder), settings))
     except Exception:
         log.exception("front end failed")
         return 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import msgspec
 
@@ -56,9 +56,8 @@ class Link(asyncio.Protocol, Generic[M]):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """There is another side."""
-        if isinstance(transport, asyncio.Transport):
-            self._transport = transport
-            self._on_made()
+        self._transport = cast("asyncio.Transport", transport)  # what event loops have is not always its subclass
+        self._on_made()
 
     def data_received(self, data: bytes) -> None:
         """The other side wrote. What it may not write ends the connection."""
