@@ -21,7 +21,7 @@ from tercet.server.engine.memory import lane_pages
 from tercet.server.engine.runner import Runner
 from tercet.server.engine.validation import limits_of
 from tercet.server.models import load_model
-from tercet.server.wire import EngineSettings, Generate, Rejected, Sampling, Tokens
+from tercet.server.wire import EngineSettings, Generate, Rejected, Sampling, Tokens, token_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +99,7 @@ class Rows:
     def _ask(self, new_tokens: int) -> None:
         key = next(self._ids)
         ids = [TOKEN] * (PROMPT_TOKENS + key % PAGE_SIZE)  # as many rows want a page in every step
-        self._engine.submit(Generate(id=key, token_ids=ids, sampling=Sampling(max_new_tokens=new_tokens)))
+        self._engine.submit(Generate(id=key, token_ids=token_ids(ids), sampling=Sampling(max_new_tokens=new_tokens)))
 
 
 def step(settings: Settings) -> Result:

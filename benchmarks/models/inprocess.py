@@ -9,7 +9,7 @@ import numpy as np
 
 from tercet.server.engine.loading import load_engine
 from tercet.server.text import load_text_model
-from tercet.server.wire import Embed, Embedding, EngineSettings, Generate, Rejected, Sampling, Tokens
+from tercet.server.wire import Embed, Embedding, EngineSettings, Generate, Rejected, Sampling, Tokens, token_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,13 +69,13 @@ class InProcess:
     def embed_ids(self, sequences: Sequence[Sequence[int]], pooling: Pooling = "cls") -> NDArray[np.float32]:
         """Vectors of length 1 of sequences of token ids: [n, hidden]."""
         return self._vectors(
-            [Embed(id=self._id(), token_ids=list(ids), pooling=pooling, normalize=True) for ids in sequences]
+            [Embed(id=self._id(), token_ids=token_ids(ids), pooling=pooling, normalize=True) for ids in sequences]
         )
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Mean over tokens, length 1: [n, hidden]."""
         return self._vectors([
-            Embed(id=self._id(), token_ids=encoded.ids, type_ids=encoded.type_ids, pooling="mean", normalize=True)
+            Embed(id=self._id(), token_ids=token_ids(encoded.ids), pooling="mean", normalize=True)
             for encoded in self.text.tokenizer.encode_batch(list(texts))
         ])  # fmt: skip
 
@@ -108,8 +108,8 @@ class InProcess:
             self._engine.submit(
                 Generate(
                     id=request,
-                    token_ids=list(prompt),
-                    decoder_ids=list(decoder_ids),
+                    token_ids=token_ids(prompt),
+                    decoder_ids=token_ids(decoder_ids),
                     sampling=Sampling(max_new_tokens=new_tokens, num_beams=beams),
                     eos_ids=list(eos_ids),
                 )

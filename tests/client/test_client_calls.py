@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tercet.client
-from support.fake_service import vector
+from support.fake_service import ids_of, vector
 from tercet.client import (
     AsyncClient,
     Client,
@@ -54,7 +54,7 @@ def test_embed_one_text(ask):
 def test_embed_token_ids_of_one_sequence(ask, fake, ids):
     np.testing.assert_array_equal(ask("embed", ids), [2, 7, 3])
     (_, request, *_), *_ = fake.attempts("Embed")
-    assert list(request.inputs[0].token_ids.values) == [3, 4]
+    assert ids_of(request.inputs[0].token_ids) == [3, 4]
 
 
 @pytest.mark.parametrize("many", [[[3, 4], [5, 6]], np.array([[3, 4], [5, 6]]), ([3, 4], [5, 6])])
@@ -390,7 +390,7 @@ def test_results_are_frozen(ask):
 
 
 def test_batches_never_exceed_the_limits_nor_lose_items():
-    items = [TokenIds(values=range(size)) for size in (0, 1, 300_000, 299_999, 600_000, 2, 3)]
+    items = [TokenIds(packed=bytes(size)) for size in (0, 1, 600_000, 599_999, 1_200_000, 2, 3)]
     batches = [*requests.batches(items)]
     assert [item for batch in batches for item in batch] == items
     assert all(len(batch) == 1 or sum(item.ByteSize() for item in batch) <= requests.BATCH_BYTES for batch in batches)

@@ -171,11 +171,11 @@ def test_tokens_go_round(client, text):
         (lambda c: c.generate("a", model="t5", top_p=0), InvalidArgument, "sampling.top_p", ()),
         (lambda c: c.generate("a", model="t5", max_new_tokens=0), InvalidArgument, "sampling.max_new_tokens", ()),
         (lambda c: c.generate("a", model="t5", stop=[""]), InvalidArgument, "sampling.stop.values[0]", ()),
-        (lambda c: c.generate([VOCAB_SIZE], model="llama"), InvalidArgument, "input.token_ids.values[0]", ("331",)),
+        (lambda c: c.generate([VOCAB_SIZE], model="llama"), InvalidArgument, "input.token_ids.packed[0]", ("331",)),
         (lambda c: c.generate(LONG, model="llama"), InvalidArgument, "input.text", ("255",)),
         (lambda c: list(c.stream(LONG, model="llama")), InvalidArgument, "input.text", ("255",)),
         (lambda c: c.chat([]), InvalidArgument, "chat.messages", ()),
-        (lambda c: c.detokenize([VOCAB_SIZE], model="bert"), InvalidArgument, "sequences[0].values[0]", ("331",)),
+        (lambda c: c.detokenize([VOCAB_SIZE], model="bert"), InvalidArgument, "sequences[0].packed[0]", ("331",)),
     ],
 )
 def test_errors_name_the_field(client, ask, error, field, words):

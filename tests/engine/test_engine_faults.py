@@ -133,7 +133,7 @@ def test_a_batch_too_large_for_memory_runs_in_halves(heavy, ahead):
         (generate(1, [1] * 64, 3), "invalid", "1 to 63"),
         (generate(1, [VOCAB_SIZE], 3), "invalid", f"0..{VOCAB_SIZE - 1}"),
         (generate(1, [-1], 3), "invalid", "token_ids"),
-        (generate(1, [1 << 40], 3), "invalid", "token_ids"),
+        (generate(1, [(1 << 31) - 1], 3), "invalid", "token_ids"),
         (generate(1, [1], 0), "invalid", "max_new_tokens"),
         (generate(1, [1], 1, n=0), "invalid", "n is 0"),
         (generate(1, [1], 1, seed=1 << 64), "invalid", "seed"),

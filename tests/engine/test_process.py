@@ -12,7 +12,7 @@ from support.checkpoints import VOCAB_SIZE, tiny_llama
 from support.engine import generate
 from support.engine_process import engine_process, outputs_of
 from tercet.server import frames, wire
-from tercet.server.wire import Embed
+from tercet.server.wire import Embed, token_ids
 
 LONG = {"new_tokens": 200, "temperature": 1.0}
 
@@ -127,7 +127,9 @@ def test_a_front_end_that_does_not_read_holds_nobody_up_for_long(checkpoint):
         engine.started()
         engine.answers(generate(0, [5], 1), count=1)
         stalled, answers, first = engine.front_end()
-        texts = [Embed(id=first + key, token_ids=[1] * 64, pooling="none", normalize=True) for key in range(600)]
+        texts = [
+            Embed(id=first + key, token_ids=token_ids([1] * 64), pooling="none", normalize=True) for key in range(600)
+        ]
         stalled.sendall(b"".join(map(frames.encode, texts)))  # more than a socket holds
         assert len(engine.answers(generate(1, [5, 6, 7], 4), count=1).tokens[1, 0]) == 4
         got = 0

@@ -31,20 +31,21 @@ FRONT, PROTOS = "front", "protos"
 RULES = {
     "kernels": rule(packages="torch triton"),
     "models": rule("kernels", "torch numpy safetensors gguf"),
-    "engine": rule("kernels models wire frames logs", "torch numpy msgspec"),
+    "engine": rule("kernels models wire frames logs garbage", "torch numpy msgspec"),
     "wire": rule(packages="msgspec"),
     "frames": rule("wire", "msgspec"),
     "logs": rule(),
+    "garbage": rule(),
     "text": rule(packages="tokenizers sentencepiece google jinja2 gguf msgspec numpy"),
     FRONT: rule(
-        "text wire frames logs protos",
-        "google grpc grpc_health grpc_reflection grpc_status huggingface_hub msgspec prometheus_client rich typer "
-        "uvloop",
+        "text wire frames logs garbage protos",
+        "google grpc grpc_health grpc_reflection grpc_status huggingface_hub msgspec numpy prometheus_client rich "
+        "typer uvloop",
     ),
     "verify": rule("engine models text wire front", "torch numpy transformers typer"),
     "client": rule("protos", "google grpc grpc_health grpc_status numpy typer"),
 }
-WITHOUT_TORCH = ("wire", "frames", "logs", "text", FRONT)
+WITHOUT_TORCH = ("wire", "frames", "logs", "garbage", "text", FRONT)
 TENSOR_LIBRARIES = ("torch", "triton", "transformers")
 
 

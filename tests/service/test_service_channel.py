@@ -73,7 +73,7 @@ async def connected() -> AsyncIterator[Peer]:
 
 
 def embed(id: int, *token_ids: int) -> wire.Embed:
-    return wire.Embed(id=id, token_ids=list(token_ids or (5,)), pooling="mean", normalize=True)
+    return wire.Embed(id=id, token_ids=wire.token_ids(token_ids or (5,)), pooling="mean", normalize=True)
 
 
 async def test_answers_reach_who_asked_and_pending_is_what_is_left():
@@ -171,7 +171,7 @@ async def test_an_answer_that_its_receiver_cannot_take_fails_alone(caplog: pytes
 
 
 def generate(id: int) -> wire.Generate:
-    return wire.Generate(id=id, token_ids=[5], sampling=wire.Sampling(max_new_tokens=9), n=2)
+    return wire.Generate(id=id, token_ids=wire.token_ids([5]), sampling=wire.Sampling(max_new_tokens=9), n=2)
 
 
 @pytest.mark.parametrize("samples", [[], [1, 0, 1]])

@@ -17,6 +17,7 @@ from tercet.v1.models_pb2 import GetModelRequest
 from tercet.v1.types_pb2 import DTYPE_FLOAT32, TextInput, TokenIds
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from conftest import Stubs
@@ -76,6 +77,16 @@ def test_truncate_cuts_at_the_limit_and_keeps_special_tokens(stubs: Stubs):
     assert response.usage.prompt_tokens == 67
 
 
+def packed(data: bytes, values: Sequence[int] = ()) -> TextInput:
+    return TextInput(token_ids=TokenIds(packed=data, values=values))
+
+
+def test_packed_ids_are_ids(stubs: Stubs):
+    response = stubs.embedding.Embed(EmbedRequest(inputs=[packed(b"\5\0\0\0\6\0\0\0"), ids(5, 6)]))
+    assert [item.prompt_tokens for item in response.items] == [2, 2]
+    np.testing.assert_array_equal(*vectors(response))
+
+
 @pytest.mark.parametrize(
     ("bad", "field"),
     [
@@ -83,6 +94,10 @@ def test_truncate_cuts_at_the_limit_and_keeps_special_tokens(stubs: Stubs):
         (ids(), "inputs[1].token_ids"),
         (ids(5, 60), "inputs[1].token_ids.values[1]"),
         (ids(2**32 - 1), "inputs[1].token_ids.values[0]"),
+        (packed(b"\5\0\0\0\x3c\0\0\0"), "inputs[1].token_ids.packed[1]"),
+        (packed(b"\xff\xff\xff\xff"), "inputs[1].token_ids.packed[0]"),
+        (packed(b"\5\0\0"), "inputs[1].token_ids.packed"),
+        (packed(b"\5\0\0\0", values=[5]), "inputs[1].token_ids"),
         (text("w5 " * 400_000), "inputs[1].text"),
     ],
 )

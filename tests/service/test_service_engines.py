@@ -113,7 +113,7 @@ async def test_who_waits_is_told_when_it_is_left(tmp_path: Path, listener: Liste
         engine.hear(told(tmp_path, State.READY))
         await until(engine, State.READY)
         assert engine.channel
-        request = wire.Embed(id=engine.channel.new_id(), token_ids=[5], pooling="mean", normalize=True)
+        request = wire.Embed(id=engine.channel.new_id(), token_ids=wire.token_ids([5]), pooling="mean", normalize=True)
         engine.channel.submit([request], waiting)  # type: ignore[arg-type]
         assert engine.unanswered == 1
         engine.close()

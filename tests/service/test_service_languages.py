@@ -61,17 +61,17 @@ def target(checkpoints: dict[str, Path], request: pytest.FixtureRequest) -> Targ
 async def test_sources(sequencer: Sequencer, target: Target, languages: dict[str, str], ids: list[int], forced: Any):
     request = GenerateRequest(input=TEXT, **languages)
     prompt = await Prompter(sequencer, Settings(models=())).prompt(request, target)
-    assert (prompt.tokens.token_ids, prompt.forced_bos_id) == (ids, forced)
+    assert (list(prompt.tokens.token_ids), prompt.forced_bos_id) == (ids, forced)
 
 
 @pytest.mark.parametrize("target", [BEFORE], indirect=True)
 async def test_a_source_is_cut_and_its_language_stays(sequencer: Sequencer, target: Target):
     request = GenerateRequest(input=TextInput(text="w5 w6 w7 w8 w9"), source_lang="de", truncate=True)
     prompt = await Prompter(sequencer, Settings(models=())).prompt(request, target)
-    assert prompt.tokens.token_ids == [21, 5, 6, 7, 8, END]
+    assert list(prompt.tokens.token_ids) == [21, 5, 6, 7, 8, END]
     ids = GenerateRequest(input=TextInput(token_ids=TokenIds(values=[5])), target_lang="de")
     prompt = await Prompter(sequencer, Settings(models=())).prompt(ids, target)
-    assert (prompt.tokens.token_ids, prompt.forced_bos_id) == ([5], 21)
+    assert (list(prompt.tokens.token_ids), prompt.forced_bos_id) == ([5], 21)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ async def test_targets_to_score(sequencer: Sequencer, target: Target, ids: list[
     around = target_translation(ScoreRequest(target_lang="de"), target.text)
     limit = Limit(6, truncate=False, cut_to=6)
     [sequence] = await sequencer.sequences(target, [TEXT], ["inputs[0].text"], limit, around=around)
-    assert unless_error(sequence).token_ids == ids
+    assert list(unless_error(sequence).token_ids) == ids
 
 
 @pytest.mark.parametrize("target", [BEFORE], indirect=True)

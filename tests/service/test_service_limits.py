@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from array import array
 from typing import TYPE_CHECKING
 
 import grpc
@@ -18,7 +19,7 @@ from tercet.server.service.threads import TextThreads
 from tercet.v1.embedding_pb2 import EmbedRequest
 from tercet.v1.generation_pb2 import Chat, ChatMessage, GenerateRequest, SamplingParameters
 from tercet.v1.text_pb2 import TokenizeRequest
-from tercet.v1.types_pb2 import TextInput
+from tercet.v1.types_pb2 import TextInput, TokenIds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,13 +61,16 @@ def test_a_value_out_of_its_range_is_shown_as_it_is(values: dict[str, float], pr
     assert raised.value.description == problem
 
 
-def test_ids_that_are_too_many_are_not_looked_at():
-    many = range(1 << 40)
-    with pytest.raises(InvalidArgumentError, match=f"has {1 << 40} tokens, the limit is 32"):
+@pytest.mark.parametrize("form", ["values", "packed"])
+def test_ids_that_are_cut_off_are_not_looked_at(form):
+    ids = [*range(40), 99, *range(40)]
+    many = TokenIds(values=ids) if form == "values" else TokenIds(packed=array("I", ids).tobytes())
+    with pytest.raises(InvalidArgumentError, match="has 81 tokens, the limit is 32"):
         fit_ids("ids", many, 60, Limit(32, truncate=False, cut_to=32))
-    assert fit_ids("ids", many, 60, Limit(32, truncate=True, cut_to=30)).token_ids == list(range(30))
-    with pytest.raises(InvalidArgumentError, match=rf"ids\.values\[{(1 << 40) - 30}\]"):
-        fit_ids("ids", many, 60, Limit(32, truncate=True, cut_to=30, keep="end"))
+    assert list(fit_ids("ids", many, 60, Limit(32, truncate=True, cut_to=30)).token_ids) == ids[:30]
+    assert list(fit_ids("ids", many, 60, Limit(41, truncate=True, cut_to=40, keep="end")).token_ids) == ids[41:]
+    with pytest.raises(InvalidArgumentError, match=rf"ids\.{form}\[40\]: 99 is not below"):
+        fit_ids("ids", many, 60, Limit(42, truncate=True, cut_to=41, keep="end"))
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def test_one_text_too_long_does_not_touch_its_neighbours(stubs: Stubs):
 
 
 def test_detokenize(stubs: Stubs):
-    ids = [TokenIds(values=[2, 5, 6, 3]), TokenIds(), TokenIds(values=[5, 60])]
+    ids = [TokenIds(packed=b"\2\0\0\0\5\0\0\0\6\0\0\0\3\0\0\0"), TokenIds(), TokenIds(values=[5, 60])]
     items = stubs.text.Detokenize(DetokenizeRequest(model="encoder", sequences=ids)).items
     assert [item.text for item in items] == ["w5 w6", "", ""]
     error = Refusal(items[2].error)

@@ -28,6 +28,7 @@ from tercet.server.wire import (
     Scored,
     StepResult,
     Tokens,
+    token_ids,
 )
 
 DECODER_START = [5]
@@ -78,8 +79,9 @@ def null_engine(family="decoder", *, max_length=64, heavy=None, head=None, **cha
 def generate(key, ids, new_tokens, *, n=1, decoder_ids=(), eos_ids=(), stop_ids=(), deadline=None, salt="", **sampling):
     """A `Generate`, greedy unless told otherwise."""
     return Generate(
-        id=key, token_ids=list(ids), decoder_ids=list(decoder_ids), n=n, eos_ids=list(eos_ids), stop_ids=list(stop_ids),
-        deadline=deadline, cache_salt=salt, sampling=Sampling(max_new_tokens=new_tokens, **sampling),
+        id=key, token_ids=token_ids(ids), decoder_ids=token_ids(decoder_ids), n=n,
+        eos_ids=list(eos_ids), stop_ids=list(stop_ids), deadline=deadline, cache_salt=salt,
+        sampling=Sampling(max_new_tokens=new_tokens, **sampling),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from array import array
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,9 +71,14 @@ def error_info(reason, **metadata):
     return ErrorInfo(reason=reason, domain="tercet", metadata=metadata)
 
 
+def ids_of(token_ids):
+    """What the client sent, packed."""
+    return list(array("I", token_ids.packed))
+
+
 def vector(text_input):
     """What the fake embeds to: the number of characters or ids, their sum and the first."""
-    values = [ord(c) for c in text_input.text] or list(text_input.token_ids.values)
+    values = [ord(c) for c in text_input.text] or ids_of(text_input.token_ids)
     return np.array([len(values), sum(values), values[0] if values else 0], np.float32)
 
 
@@ -277,7 +283,7 @@ class Fake(
         names = request.zero_shot.labels or ["good", "bad"]
         items = []
         for index, item in enumerate(request.inputs):
-            length = float(len(item.input.text + item.pair) or len(item.input.token_ids.values))
+            length = float(len(item.input.text + item.pair) or len(ids_of(item.input.token_ids)))
             labels = [understanding_pb2.Label(label=name, score=length) for name in names]
             items.append(
                 understanding_pb2.ClassifyItem(error=_refusal(f"inputs[{index}].text"))
@@ -342,7 +348,7 @@ class Fake(
 
     def Detokenize(self, request, context):
         self._attempt("Detokenize", request, context)
-        texts = ["".join(map(chr, sequence.values)) for sequence in request.sequences]
+        texts = ["".join(map(chr, ids_of(sequence))) for sequence in request.sequences]
         return text_pb2.DetokenizeResponse(items=[text_pb2.DetokenizeItem(text=text) for text in texts])
 
 
@@ -359,7 +365,7 @@ def _logprobs(count):
 def _prompt(request):
     if request.HasField("chat"):
         return " ".join(f"{message.role}:{message.content}" for message in request.chat.messages)
-    return request.input.text or " ".join(map(str, request.input.token_ids.values))
+    return request.input.text or " ".join(map(str, ids_of(request.input.token_ids)))
 
 
 def _tokenized(text):

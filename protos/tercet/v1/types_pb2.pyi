@@ -15,10 +15,12 @@ DTYPE_UNSPECIFIED: DType
 DTYPE_FLOAT32: DType
 
 class TokenIds(_message.Message):
-    __slots__ = ("values",)
+    __slots__ = ("values", "packed")
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     values: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, values: _Optional[_Iterable[int]] = ...) -> None: ...
+    packed: bytes
+    def __init__(self, values: _Optional[_Iterable[int]] = ..., packed: _Optional[bytes] = ...) -> None: ...
 
 class Strings(_message.Message):
     __slots__ = ("values",)

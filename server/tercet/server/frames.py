@@ -16,8 +16,8 @@ REQUESTS = "requests"
 """An engine's socket in its folder: front ends connect."""
 MAX_FRAME = 1 << 30  # bytes; a longer length prefix is a protocol error
 _LENGTH_BYTES = 4
-_encoder = msgspec.msgpack.Encoder()
-to_engine_decoder = msgspec.msgpack.Decoder(wire.ToEngine)
+_encoder = msgspec.msgpack.Encoder(enc_hook=wire.encode_ids)
+to_engine_decoder = msgspec.msgpack.Decoder(wire.ToEngine, dec_hook=wire.decode_ids)
 from_engine_decoder = msgspec.msgpack.Decoder(wire.FromEngine)
 to_front_end_decoder = msgspec.msgpack.Decoder(wire.ToFrontEnd)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
@@ -119,7 +121,10 @@ def token_ids(values: Any, field: str) -> TokenIds:
     if isinstance(values, str | bytes | Mapping):
         raise TypeError(f"{field}: token ids are expected, got {type(values).__name__}")
     with naming(field):
-        return TokenIds(values=[*values])
+        ids = array("I", values)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return TokenIds(packed=ids.tobytes())
 
 
 def listed(value: Any, field: str, *, empty_is_one: bool = False) -> tuple[list[Any], bool]:

@@ -7,7 +7,6 @@ says why), 1 when the engine itself has failed.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ import msgspec
 
 from tercet.server.engine.connection import Connections, Gone, exit_at_once
 from tercet.server.engine.reports import Reports
+from tercet.server.garbage import settle
 from tercet.server.logs import configure, fields
 from tercet.server.wire import Cancel, EngineSettings, Failed, Ready, Stop
 
@@ -66,9 +66,7 @@ def _run(settings: EngineSettings, connections: Connections) -> int:
         connections.exit_code = FAILED  # the supervisor may hang up as soon as it has heard
         connections.report(Failed(incarnation=settings.incarnation, message=" ".join(str(error).split())))
         return FAILED
-    # What was loaded lives as long as the process: the collector need not look at it again.
-    gc.collect()
-    gc.freeze()
+    settle()
     connections.report(Ready(incarnation=settings.incarnation, model=info))
     serve(engine, connections)
     return 0

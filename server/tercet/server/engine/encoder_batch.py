@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from tercet.server.engine.layout import Flat, put_rows, starts
@@ -13,7 +13,7 @@ from tercet.server.engine.transfer import PackedBuffer
 from tercet.server.models import EncoderBatch, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import torch
     from torch import Tensor
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tercet.server.engine.sequence import Sequence as Row
     from tercet.server.engine.tuning import EncoderBucket
     from tercet.server.models.spec import HeadSpec
+    from tercet.server.wire import TokenIds
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,7 @@ def encoder_work(
 def _put_sources(buffer: PackedBuffer, source: _Texts, requests: Sequence[Request], page_size: int) -> None:
     source.put(buffer)
     if any(request.type_ids for request in requests):
-        types = (request.type_ids or [0] * len(request.source) for request in requests)
-        buffer.put("type_ids", (kind for ids in types for kind in ids))
+        buffer.put("type_ids", _joined(request.type_ids or [0] * len(request.source) for request in requests))
     if any(request.cross_pages for request in requests):
         nowhere = [[-1] * pages_of(len(request.source), page_size) for request in requests]  # for readings
         pages = [request.cross_pages or none for request, none in zip(requests, nowhere, strict=True)]
@@ -125,10 +125,18 @@ def _sources(views: dict[str, Tensor], source: _Texts, page_size: int) -> tuple[
     return batch, flat.place(flat.slots(table, flat.index, page_size).clamp(min=-1), padding=-1)
 
 
+def _joined(texts: Iterable[Iterable[int]]) -> array[int]:
+    """Int32 values behind one another; of arrays their memory is copied."""
+    values = array("i")
+    for text in texts:
+        values.extend(text)
+    return values
+
+
 class _Texts:
     """Token ids that are read whole: put into a buffer, then laid out on the device."""
 
-    def __init__(self, name: str, texts: list[list[int]], *, padded: bool) -> None:
+    def __init__(self, name: str, texts: Sequence[TokenIds], *, padded: bool) -> None:
         self.lengths = [len(text) for text in texts]
         self.longest = max(self.lengths)
         self.start = [row * self.longest for row in range(len(texts))] if padded else starts(self.lengths)
@@ -141,7 +149,7 @@ class _Texts:
     def put(self, buffer: PackedBuffer) -> None:
         """Adds the ids, and where they lie."""
         put_rows(buffer, f"{self._name}_", self.lengths)
-        buffer.put(f"{self._name}_ids", chain.from_iterable(self._texts))
+        buffer.put(f"{self._name}_ids", _joined(self._texts))
 
     def put_parts(self, buffer: PackedBuffer, parts: list[Part]) -> None:
         """Adds what becomes of the texts."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tercet.kernels import dispatch
 from tercet.server.engine.beam import BeamSearch, beam_request
 from tercet.server.engine.pages import PagePool
-from tercet.server.engine.reading import is_finite, likeness
+from tercet.server.engine.reading import likeness
 from tercet.server.engine.scheduler import Scheduler
 from tercet.server.engine.sequence import generation_request, reading_request
 from tercet.server.engine.steps import Launch, advance, advance_sources, failure
@@ -183,14 +183,14 @@ class Engine:
         def take_in() -> int:
             answers = done.output()
             self._scheduler.cache.keep_sources(sequence for sequence, _ in chunks)
-            for (sequence, _), answer in zip(chunks, answers, strict=True):
-                if answer is None or sequence.state == "finished":
+            for (sequence, _), answer in zip(chunks[len(chunks) - len(answers) :], answers, strict=True):
+                if sequence.state == "finished":
                     continue
-                if is_finite(answer):
+                if answer is None:
+                    self._reject_not_finite(sequence.request)
+                else:
                     self._outputs.append(answer)
                     self._finish(sequence)
-                else:
-                    self._reject_not_finite(sequence.request)
             return 0
 
         return Launch(chunks, done, advance_sources(chunks), started, take_in)

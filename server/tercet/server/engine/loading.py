@@ -21,7 +21,7 @@ from tercet.server.engine.tuning import AUTO_LAYOUT
 from tercet.server.engine.validation import limits_of
 from tercet.server.logs import fields
 from tercet.server.models import load_model
-from tercet.server.wire import Embed, FillMask, Generate, Loading, ModelInfo, Predict, Rejected, Sampling
+from tercet.server.wire import Embed, FillMask, Generate, Loading, ModelInfo, Predict, Rejected, Sampling, token_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tercet.server.engine.reading import Reading
     from tercet.server.engine.validation import Limits
     from tercet.server.models import Model
-    from tercet.server.wire import EngineSettings
+    from tercet.server.wire import EngineSettings, TokenIds
 
     Report = Callable[[Loading], None]
     Stage = Literal["weights", "pages", "warm-up"]
@@ -174,20 +174,20 @@ def _mixing(limits: Limits) -> Iterator[list[Reading | Generate]]:
 def _prompt(limits: Limits, key: int, tokens: int) -> Generate:
     """Greedy, and nothing of it is found in a cache."""
     ids = _ids(limits, tokens)
-    start = ids[:2] if limits.family == "seq2seq" else []
+    start = ids[: 2 if limits.family == "seq2seq" else 0]
     return Generate(
         id=key, token_ids=ids, decoder_ids=start, cache_salt=f"warm-up {key}", sampling=Sampling(max_new_tokens=2)
     )
 
 
-def _ids(limits: Limits, tokens: int) -> list[int]:
+def _ids(limits: Limits, tokens: int) -> TokenIds:
     """So many, or as many as there can be."""
-    return [0] * max(1, min(tokens, limits.max_length - 2, limits.longest_read))
+    return token_ids([0]) * max(1, min(tokens, limits.max_length - 2, limits.longest_read))
 
 
 def _harmless(limits: Limits, beam_tokens: int = 2) -> Iterator[Reading | Generate]:
     ids = _ids(limits, WARM_UP_TOKENS)
-    start = [0] if limits.family == "seq2seq" else []
+    start = ids[: 1 if limits.family == "seq2seq" else 0]
     yield Embed(id=6, token_ids=ids, pooling="mean", normalize=True)
     if "generate" in limits.tasks:
         greedy = Sampling(max_new_tokens=2)

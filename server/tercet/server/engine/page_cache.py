@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from tercet.server.engine.pages import PagePool
     from tercet.server.engine.sequence import Request, Sequence
+    from tercet.server.wire import TokenIds
 
 
 class PageCache:
@@ -146,7 +147,7 @@ class PageCache:
         self._extend(sequence.keys, request, sequence.tokens, sequence.common)
         return sequence.keys
 
-    def _extend(self, keys: list[bytes], request: Request, tokens: list[int], end: int) -> None:
+    def _extend(self, keys: list[bytes], request: Request, tokens: list[int] | TokenIds, end: int) -> None:
         """Adds the keys of the full pages of `tokens` up to `end` that are not among `keys` yet."""
         begin, end = len(keys) * self._page_size, end // self._page_size * self._page_size
         ids = array("i", tokens[begin:end])

@@ -184,7 +184,7 @@ def _repeating(writing: Writing) -> Iterable[int]:
 
 def _repeating_the_source(writing: Writing) -> Iterable[int]:
     request = writing.request
-    return _continuations(writing.tokens, request.source, request.sampling.encoder_no_repeat_ngram_size)
+    return _continuations(writing.tokens, list(request.source), request.sampling.encoder_no_repeat_ngram_size)
 
 
 def _continuations(tokens: list[int], text: list[int], size: int) -> Iterator[int]:

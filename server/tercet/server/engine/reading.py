@@ -48,17 +48,6 @@ def likeness(reading: Reading | None) -> tuple[bool, str, str, bool, int]:
             return bool(reading.decoder_ids), "likelihoods", "", False, 0
 
 
-def is_finite(answer: Answer) -> bool:
-    """Whether a model's numbers are numbers. A log probability may be -inf."""
-    match answer:
-        case Embedding() | Prediction():
-            return bool(np.isfinite(np.frombuffer(answer.data, np.float32)).all())
-        case Candidates():
-            return not any(isnan(logprob) for place in answer.logprobs for logprob in place)
-        case Scored():
-            return not any(isnan(token.logprob) for token in answer.logprobs)
-
-
 class Place(NamedTuple):
     """Where the rows of a part lie in their batch, as the host knows it."""
 
@@ -84,8 +73,8 @@ class Part(Protocol):
         """Makes of final hidden states [T, hidden] what the host gets; of the vocabulary, `at_once` rows at a time."""
         ...
 
-    def answers(self, arrays: Arrays) -> Iterable[Answer]:
-        """One for each row, in order, of what `reduce` made."""
+    def answers(self, arrays: Arrays) -> Iterable[Answer | None]:
+        """One for each row, in order, of what `reduce` made; None where that has what is not a number."""
         ...
 
 
@@ -131,10 +120,10 @@ class Vectors:
         vectors = vectors[:, : embed.dimensions]
         return [functional.normalize(vectors, dim=-1) if embed.normalize else vectors.contiguous()]
 
-    def answers(self, arrays: Arrays) -> Iterable[Embedding]:
+    def answers(self, arrays: Arrays) -> Iterable[Embedding | None]:
         counts = self._place.length if self._each else [1] * len(self._embeds)
-        for embed, vectors in zip(self._embeds, _split(arrays[0], counts), strict=True):
-            yield Embedding(id=embed.id, data=vectors.tobytes())
+        for embed, data in zip(self._embeds, _pieces(arrays[0], counts), strict=True):
+            yield None if data is None else Embedding(id=embed.id, data=data)
 
 
 class Outputs:
@@ -166,10 +155,10 @@ class Outputs:
             read = hidden.index_select(0, fields["tokens"])
         return [model.logits(read)]
 
-    def answers(self, arrays: Arrays) -> Iterable[Prediction]:
+    def answers(self, arrays: Arrays) -> Iterable[Prediction | None]:
         counts = self._place.length if self._reads == "all" else [1] * len(self._predictions)
-        for predict, outputs in zip(self._predictions, _split(arrays[0], counts), strict=True):
-            yield Prediction(id=predict.id, data=outputs.tobytes())
+        for predict, data in zip(self._predictions, _pieces(arrays[0], counts), strict=True):
+            yield None if data is None else Prediction(id=predict.id, data=data)
 
 
 class Likelihoods:
@@ -213,7 +202,8 @@ class Likelihoods:
             pieces.append(likelihood(logits, given_rows, fields["given_ids"][given], top=max(self._counts)))
         return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
 
-    def answers(self, arrays: Arrays) -> Iterable[Candidates | Scored]:
+    def answers(self, arrays: Arrays) -> Iterable[Candidates | Scored | None]:
+        # A log probability may be -inf.
         given, top, top_ids = arrays
         last = 0
         for question in self._questions:
@@ -222,14 +212,15 @@ class Likelihoods:
             likeliest, ids = top[first:last], top_ids[first:last]
             if isinstance(question, Score):
                 likely = token_logprobs(asked, likeliest, ids, [question.top_logprobs] * len(asked))
-                yield Scored(id=question.id, logprobs=likely)
+                yield None if any(isnan(token.logprob) for token in likely) else Scored(id=question.id, logprobs=likely)
                 continue
             if question.targets:
                 likeliest = asked.reshape(-1, len(question.targets))
                 order = np.argsort(-likeliest, kind="stable")
                 likeliest, ids = np.take_along_axis(likeliest, order, 1), np.array(question.targets)[order]
-            count = question.top_k
-            yield Candidates(id=question.id, token_ids=ids[:, :count].tolist(), logprobs=likeliest[:, :count].tolist())
+            likeliest, ids = likeliest[:, : question.top_k], ids[:, : question.top_k]
+            found = Candidates(id=question.id, token_ids=ids.tolist(), logprobs=likeliest.tolist())
+            yield None if np.isnan(likeliest).any() else found
 
 
 def _places(question: FillMask | Score) -> int:
@@ -239,6 +230,12 @@ def _places(question: FillMask | Score) -> int:
     return len(question.decoder_ids or question.token_ids) - question.first
 
 
-def _split(rows: NDArray[Any], counts: Sequence[int]) -> Iterable[NDArray[Any]]:
-    """Cuts rows [sum(counts), ...] into pieces of so many."""
-    return np.split(rows, list(accumulate(counts[:-1])))
+def _pieces(rows: NDArray[np.float32], counts: Sequence[int]) -> Iterable[bytes | None]:
+    """Cuts rows [sum(counts), size] into pieces of so many; None for one with what is not finite."""
+    data, size = rows.tobytes(), rows.itemsize * rows.shape[1]
+    finite = np.all(np.isfinite(rows), axis=1).tolist()
+    first = 0
+    for count in counts:
+        last = first + count
+        yield data[first * size : last * size] if all(finite[first:last]) else None
+        first = last

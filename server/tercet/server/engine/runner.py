@@ -108,9 +108,9 @@ class Runner:
 
     @torch.inference_mode()
     def encode(self, rows: Sequence[Row]) -> Pass[list[Answer | None]]:
-        """Reads whole sequences: writes the cross-attention pages of sources, None in the output, answers the others.
+        """Reads whole sequences: writes the cross-attention pages of sources, and answers the others.
 
-        The rows are sorted by `likeness`, which has those without an answer first.
+        The rows are sorted by `likeness`, which has sources first. An answer is None where it is not finite.
         """
         model = self._model
         work = encoder_work(
@@ -135,8 +135,7 @@ class Runner:
 
         def answers(arrays: list[NDArray[Any]]) -> list[Answer | None]:
             left = iter(arrays)
-            found = [answer for part, count in parts for answer in part.answers(list(islice(left, count)))]
-            return [None] * (len(rows) - len(found)) + found
+            return [answer for part, count in parts for answer in part.answers(list(islice(left, count)))]
 
         tensors = [tensor for _, tensors in reduced for tensor in tensors]
         return Pass(work.tokens, work.copies, tensors, answers, replayed=work.bucket is not None)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from tercet.server.engine.pages import pages_of
 from tercet.server.engine.processors import is_plain, is_processed
-from tercet.server.wire import Embed, FillMask, Sampling, Score
+from tercet.server.wire import Embed, FillMask, Sampling, Score, token_ids
 
 if TYPE_CHECKING:
     from tercet.server.engine.reading import Reading
-    from tercet.server.wire import Family, FinishReason, Generate
+    from tercet.server.wire import Family, FinishReason, Generate, TokenIds
 
 NO_SAMPLING = Sampling(max_new_tokens=0)
+NO_IDS = token_ids()
 
 
 @dataclass(slots=True, eq=False)
@@ -25,9 +25,9 @@ class Request:
     arrival: int
     """Counts up; a smaller number is older."""
     deadline: float | None
-    source: list[int]
+    source: TokenIds
     """What is read whole: of seq2seq models what the encoder reads; empty for generations of decoders."""
-    prompt: list[int]
+    prompt: TokenIds
     """What the decoder starts from; empty for readings."""
     limit: int
     """Tokens of a sequence, prompt included, at which it is cut off."""
@@ -42,9 +42,9 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     reading: Reading | None = None
     """What is asked of a sequence that is only read; None for generations."""
-    target: list[int] = field(default_factory=list[int])
+    target: TokenIds = field(default_factory=token_ids)
     """What a seq2seq decoder reads whole against the source."""
-    type_ids: list[int] | None = None
+    type_ids: TokenIds | None = None
 
     sequences: list[Sequence] = field(default_factory=list["Sequence"])
     """Those that are not finished."""
@@ -57,20 +57,20 @@ class Request:
     """Tokens of source and prompt that some sequence has read, to tell first reads from others."""
     cached: int | None = None
     """Tokens of the source or else the prompt that were found in pages; None before the first sequence has started."""
+    longest: int = field(init=False)
+    """Tokens of the source or the target, whichever is longer: the room a row that is read whole takes."""
     root: bytes = b""
     """This and the keys of pages that follow from it belong to `PageCache`."""
     prompt_keys: list[bytes] = field(default_factory=list[bytes])
     source_keys: list[bytes] = field(default_factory=list[bytes])
 
+    def __post_init__(self) -> None:
+        self.longest = max(len(self.source), len(self.target))
+
     @property
     def must_encode(self) -> bool:
         """Whether what is read whole comes next."""
         return bool(self.source) and not self.encoded
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the source or the target, whichever is longer: the room a row that is read whole takes."""
-        return max(len(self.source), len(self.target))
 
     def end(self, token: int) -> FinishReason | None:
         """Why a text ends with `token`, however long it is; None if it goes on."""
@@ -106,15 +106,15 @@ class Sequence:
     """Leading pages that were found, or can be."""
     expected: bytes = b""
     """The key of a page that it waits for another sequence to compute."""
+    order: tuple[int, int] = field(init=False)
+    """Older sequences come first."""
     _seen: set[int] = field(default_factory=set[int])
-    _seen_ids: array[int] = field(default_factory=lambda: array("i"))
+    _seen_ids: TokenIds = field(default_factory=token_ids)
     _looked_at: int = 0
     """Leading tokens that are in `_seen`."""
 
-    @property
-    def order(self) -> tuple[int, int]:
-        """Older sequences come first."""
-        return self.request.arrival, self.sample
+    def __post_init__(self) -> None:
+        self.order = self.request.arrival, self.sample
 
     @property
     def length(self) -> int:
@@ -169,7 +169,7 @@ class Sequence:
         self.computed = computed
         self.read = max(self.read, computed)
 
-    def seen(self) -> array[int]:
+    def seen(self) -> TokenIds:
         """The tokens so far, each once; owned by the sequence. Only tokens new since the last call cost time."""
         for token in self.tokens[self._looked_at :]:
             if token not in self._seen:
@@ -201,10 +201,10 @@ def reading_request(message: Reading, arrival: int) -> Request:
         arrival=arrival,
         deadline=message.deadline,
         source=message.token_ids,
-        prompt=[],
+        prompt=NO_IDS,
         limit=0,
         reading=message,
-        target=[] if isinstance(message, Embed | FillMask) else message.decoder_ids,
+        target=NO_IDS if isinstance(message, Embed | FillMask) else message.decoder_ids,
         type_ids=None if isinstance(message, Score) else message.type_ids,
     )
     request.sequences.append(Sequence(request, 0, []))
@@ -213,7 +213,7 @@ def reading_request(message: Reading, arrival: int) -> Request:
 
 def generation_request(message: Generate, arrival: int, family: Family, max_length: int) -> Request:
     """A request of `n` sequences, none longer than `max_length`."""
-    source, prompt = (message.token_ids, message.decoder_ids) if family == "seq2seq" else ([], message.token_ids)
+    source, prompt = (message.token_ids, message.decoder_ids) if family == "seq2seq" else (NO_IDS, message.token_ids)
     request = Request(
         id=message.id,
         arrival=arrival,

@@ -10,16 +10,18 @@ from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tercet.server.engine.memory import longest_read, longest_sequence
 from tercet.server.engine.pages import pages_of
 from tercet.server.wire import Embed, FillMask, Generate, Predict, Score
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from tercet.server.engine.reading import Reading
     from tercet.server.models import Model
-    from tercet.server.wire import EngineSettings, Family
+    from tercet.server.wire import EngineSettings, Family, TokenIds
 
 TASKS = {
     Embed: ("embed",),
@@ -120,7 +122,7 @@ class Limits:
                 yield from _number_errors("first", message.first, 1, len(read) - 1)
                 yield from _number_errors("top_logprobs", message.top_logprobs, 0, MAX_LIKELIEST)
 
-    def _type_errors(self, types: list[int] | None, tokens: int) -> Iterator[str]:
+    def _type_errors(self, types: TokenIds | None, tokens: int) -> Iterator[str]:
         if types is not None and len(types) != tokens:
             yield f"type_ids has {len(types)} elements for {tokens} token_ids"
         elif types and self.token_types:
@@ -199,10 +201,11 @@ def tasks_of(model: Model) -> tuple[str, ...]:
     return ("embed", task, "score") if task in ("generate", "fill_mask") else ("embed", task)
 
 
-def _text_errors(name: str, ids: Sequence[int], longest: int, vocab_size: int) -> Iterator[str]:
+def _text_errors(name: str, ids: TokenIds, longest: int, vocab_size: int) -> Iterator[str]:
     if not 1 <= len(ids) <= longest:
         yield f"{name} has {len(ids)} tokens, the model takes 1 to {longest}"
-    yield from _ids_errors(name, ids, vocab_size)
+    elif np.asarray(ids, np.int32).view(np.uint32).max() >= vocab_size:  # where a negative id is a large one
+        yield f"{name} must lie in 0..{vocab_size - 1}"
 
 
 def _ids_errors(name: str, ids: Iterable[int], limit: int) -> Iterator[str]:

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 _STARTS_FROM_LAST = ("mbart",)
 
 
-def prediction(target: Target, token_ids: list[int], type_ids: list[int] | None, call: Call) -> wire.Predict:
+def prediction(target: Target, token_ids: wire.TokenIds, type_ids: wire.TokenIds | None, call: Call) -> wire.Predict:
     """The question for one sequence, at least one token.
 
     A seq2seq decoder reads the source moved on by one, and a head that reads one token reads where the source ends; a
     decoder's head reads the last token that is not padding (transformers' ForSequenceClassification classes).
     """
-    decoder_ids: list[int] = []
+    decoder_ids = wire.token_ids()
     last = None
     if target.info.family == "seq2seq":
         from_last = target.info.architecture in _STARTS_FROM_LAST
-        start = token_ids[-1:] if from_last else list(target.text.generation.decoder_start_ids)
-        decoder_ids = [*start, *token_ids[:-1]]
+        start = token_ids[-1:] if from_last else wire.token_ids(target.text.generation.decoder_start_ids)
+        decoder_ids = start + token_ids[:-1]
         last = _last(token_ids, lambda id: id in target.text.generation.eos_ids)
     elif target.info.family == "decoder":
         last = _last(token_ids, lambda id: id != target.text.padding_id)

@@ -9,7 +9,7 @@ from tercet.server import wire
 from tercet.server.service.errors import InvalidArgumentError
 from tercet.server.service.fields import choice
 from tercet.server.service.ranges import check_ranges
-from tercet.server.service.sequences import check_ids
+from tercet.server.service.sequences import check_ids, id_count
 from tercet.v1.generation_pb2 import EarlyStopping
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def check(sampling: SamplingParameters, settings: Settings, vocab_size: int) -> 
         raise InvalidArgumentError("sampling.n", f"{sampling.n} is not in [1, {settings.max_outputs}]")
     for name, values, most in (
         ("stop", sampling.stop.values, settings.max_stops),
-        ("stop_token_ids", sampling.stop_token_ids.values, settings.max_stops),
+        ("stop_token_ids", range(id_count(sampling.stop_token_ids)), settings.max_stops),
         ("bad_words", sampling.bad_words.values, _MOST_BAD_WORDS),
         ("logit_bias", sampling.logit_bias, _MOST_BIASES),
     ):
@@ -64,8 +64,8 @@ def check(sampling: SamplingParameters, settings: Settings, vocab_size: int) -> 
             if not 1 <= len(text) <= settings.max_stop_chars:
                 problem = f"has {len(text)} characters, must have at least 1 and at most {settings.max_stop_chars}"
                 raise InvalidArgumentError(f"sampling.{name}.values[{i}]", problem)
-    if sampling.stop_token_ids.values:
-        check_ids("sampling.stop_token_ids", sampling.stop_token_ids.values, vocab_size)
+    if id_count(sampling.stop_token_ids):
+        check_ids("sampling.stop_token_ids", sampling.stop_token_ids, vocab_size)
     forced = {f"sampling.{name}": getattr(sampling, name) for name in ("forced_bos_token_id", "forced_eos_token_id")}
     biased = {f"sampling.logit_bias[{id}]": id for id in sampling.logit_bias}
     for field, token_id in (forced | biased).items():

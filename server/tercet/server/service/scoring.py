@@ -75,7 +75,7 @@ class ScoringServicer:
                 wire.Score(
                     id=target.channel.new_id(),
                     token_ids=source.token_ids,
-                    decoder_ids=[*start, *text.token_ids],
+                    decoder_ids=wire.token_ids([*start, *text.token_ids]),
                     first=len(start),
                     deadline=call.deadline,
                 ),
@@ -126,7 +126,7 @@ def _masked(field: str, text: TokenSequence, target: Target, tally: Tally, call:
     """What a masked model is asked: each token that is no special one, in a copy of the text where it is masked."""
     ids = text.token_ids
     special = target.text.tokenizer.special_ids - {target.text.unknown_id}
-    mask = [target.text.mask[1]] if target.text.mask is not None else []
+    mask = wire.token_ids([target.text.mask[1]] if target.text.mask is not None else [])
     places = [place for place, id in enumerate(ids) if id not in special]
     tally.add(field, len(places), len(places) * len(ids))
     return _work(
@@ -134,7 +134,7 @@ def _masked(field: str, text: TokenSequence, target: Target, tally: Tally, call:
         *(
             wire.FillMask(
                 id=target.channel.new_id(),
-                token_ids=[*ids[:place], *mask, *ids[place + 1 :]],
+                token_ids=ids[:place] + mask + ids[place + 1 :],
                 type_ids=text.type_ids,
                 positions=[place],
                 targets=[ids[place]],
@@ -146,7 +146,7 @@ def _masked(field: str, text: TokenSequence, target: Target, tally: Tally, call:
     )
 
 
-def _asked(question: Question) -> list[int]:
+def _asked(question: Question) -> Sequence[int]:
     """The tokens whose probability a question asks for."""
     match question:
         case wire.Score(token_ids=ids, decoder_ids=decoder_ids, first=first):

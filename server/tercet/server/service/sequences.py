@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from array import array
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
+import numpy as np
 
+from tercet.server import wire
 from tercet.server.service.errors import InvalidArgumentError, ServiceError, attempt
 from tercet.server.service.languages import surrounded
 from tercet.server.service.threads import TextThreads
@@ -20,17 +23,19 @@ if TYPE_CHECKING:
     from tercet.server.metrics import Metrics
     from tercet.server.service.registry import ServedModel, Target
     from tercet.server.text import Cut, Encoded, Tokenizer, Translation
-    from tercet.v1.types_pb2 import TextInput
+    from tercet.v1.types_pb2 import TextInput, TokenIds
 
 T = TypeVar("T")
+_ID = 4  # bytes of a packed token id
+_ALL = slice(None)
 _DIRECT_CHARS = 2000  # texts up to this in all are tokenized where they are: a thread would cost more than it frees
 
 
 class TokenSequence(msgspec.Struct, frozen=True, gc=False):
     """What a model reads for one input."""
 
-    token_ids: list[int]
-    type_ids: list[int] | None
+    token_ids: wire.TokenIds
+    type_ids: wire.TokenIds | None
     truncated: bool
 
 
@@ -168,7 +173,7 @@ class Sequencer:
         try:
             match item.WhichOneof("input"):
                 case "token_ids":
-                    return fit_ids(f"{field}.token_ids", item.token_ids.values, vocab_size, limit)
+                    return fit_ids(f"{field}.token_ids", item.token_ids, vocab_size, limit)
                 case "text":
                     self.check_text(f"{field}.text", item.text)
                     return item.text
@@ -185,20 +190,35 @@ class Sequencer:
         return [attempt(partial(fit, field, one, limit)) for field, one in zip(fields, encoded, strict=True)]
 
 
-def check_ids(field: str, values: Sequence[int], vocab_size: int, first: int = 0) -> list[int]:
-    """Token ids as a list; `first` is the place of the first in its field.
+def id_count(given: TokenIds) -> int:
+    """How many token ids there are, in either form."""
+    return len(given.values) or -(-len(given.packed) // _ID)
+
+
+def check_ids(field: str, given: TokenIds, vocab_size: int, kept: slice = _ALL) -> wire.TokenIds:
+    """Token ids, or those of them that are kept.
 
     Raises InvalidArgumentError where there are none or one is not in the vocabulary.
     """
-    ids = list(values[:])  # a slice of protobuf's is read twice as fast as its elements are
+    ids = given_ids(field, given, kept)
     if not ids:
         raise InvalidArgumentError(field, "must have at least one id")
-    if max(ids) >= vocab_size:
+    if np.asarray(ids).max() >= vocab_size:
         at = next(i for i, id in enumerate(ids) if id >= vocab_size)
-        raise InvalidArgumentError(
-            f"{field}.values[{first + at}]", f"{ids[at]} is not below the vocabulary size, {vocab_size}"
-        )
-    return ids
+        place = f"{'packed' if given.packed else 'values'}[{(kept.start or 0) + at}]"
+        raise InvalidArgumentError(f"{field}.{place}", f"{ids[at]} is not below the vocabulary size, {vocab_size}")
+    return wire.token_ids(ids.tobytes())
+
+
+def given_ids(field: str, given: TokenIds, kept: slice = _ALL) -> array[int]:
+    """Unsigned, in whichever form they came. Raises InvalidArgumentError."""
+    if not given.packed:
+        return array("I", given.values[kept])  # a slice of protobuf's is read twice as fast as its elements are
+    if given.values:
+        raise InvalidArgumentError(field, "must have values or packed, not both")
+    if len(given.packed) % _ID:
+        raise InvalidArgumentError(f"{field}.packed", f"has {len(given.packed)} bytes, which {_ID} does not divide")
+    return array("I", given.packed)[kept]
 
 
 def fit(field: str, encoded: Encoded, limit: Limit) -> TokenSequence:
@@ -220,20 +240,21 @@ def fit(field: str, encoded: Encoded, limit: Limit) -> TokenSequence:
     )
 
 
-def fit_ids(field: str, values: Sequence[int], vocab_size: int, limit: Limit) -> TokenSequence:
+def fit_ids(field: str, given: TokenIds, vocab_size: int, limit: Limit) -> TokenSequence:
     """Token ids within a limit; those that are cut off are not looked at. Raises InvalidArgumentError."""
-    count = len(values)
+    count = id_count(given)
     if count <= limit.tokens:
-        return TokenSequence(check_ids(field, values, vocab_size), None, truncated=False)
+        return TokenSequence(check_ids(field, given, vocab_size), None, truncated=False)
     if not limit.truncate:
         raise _too_long(field, count, limit)
     first = 0 if limit.keep == "start" else count - limit.cut_to
-    kept = check_ids(field, values[first : first + limit.cut_to], vocab_size, first)
+    kept = check_ids(field, given, vocab_size, slice(first, first + limit.cut_to))
     return TokenSequence(kept, None, truncated=True)
 
 
 def _sequence(ids: list[int], type_ids: list[int], *, truncated: bool) -> TokenSequence:
-    return TokenSequence(ids, type_ids if any(type_ids) else None, truncated)
+    types = wire.token_ids(type_ids) if any(type_ids) else None
+    return TokenSequence(wire.token_ids(ids), types, truncated)
 
 
 def _too_long(field: str, length: int, limit: Limit) -> InvalidArgumentError:

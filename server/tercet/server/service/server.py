@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from tercet.server.garbage import settle
 from tercet.server.logs import fields
 from tercet.server.ports import BindError
 from tercet.server.service.embedding import EmbeddingServicer
@@ -126,9 +126,7 @@ class Server:
             await self._health.update()
             if self._health.started and not announced:
                 announced = True
-                # What was loaded lives as long as the process: the collector need not look at it again.
-                gc.collect()
-                gc.freeze()
+                settle()
                 on_serving()
 
     async def _drain(self, hurried: asyncio.Event) -> None:

@@ -12,6 +12,7 @@ from tercet.server.service.outputs import Outputs
 from tercet.server.service.pieces import logprobs
 from tercet.server.service.prompts import Prompt, Prompter
 from tercet.server.service.sampling import check, check_beams, resolve, wanted_tokens
+from tercet.server.service.sequences import given_ids
 from tercet.v1.types_pb2 import Usage
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Starter:
         message = wire.Generate(
             id=channel.new_id(),
             token_ids=read,
-            decoder_ids=start_ids,
+            decoder_ids=wire.token_ids(start_ids),
             sampling=resolve(
                 sampling,
                 prompt.defaults.after(before),
@@ -100,7 +101,7 @@ class Starter:
             ),
             n=sampling.n if sampling.HasField("n") else 1,
             eos_ids=[] if sampling.ignore_eos else list(prompt.defaults.eos_ids),
-            stop_ids=list(sampling.stop_token_ids.values),
+            stop_ids=list(given_ids("sampling.stop_token_ids", sampling.stop_token_ids)),
             cache_salt=request.cache_salt,
             deadline=exchange.deadline,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tercet.server.service.errors import InvalidArgumentError, to_status
-from tercet.server.service.sequences import Sequencer, check_ids
+from tercet.server.service.sequences import Sequencer, check_ids, id_count
 from tercet.v1.text_pb2 import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -63,13 +63,13 @@ class TextServicer:
             for i, sequence in enumerate(request.sequences):
                 item = response.items.add()
                 try:
-                    ids = check_ids(f"sequences[{i}]", sequence.values, size) if sequence.values else []
-                    item.text = tokenizer.decode(ids, skip)
+                    ids = check_ids(f"sequences[{i}]", sequence, size) if id_count(sequence) else []
+                    item.text = tokenizer.decode(list(ids), skip)
                 except InvalidArgumentError as error:
                     item.error.CopyFrom(to_status(error))
             return response
 
-        return await self._sequencer.threads.run(sum(len(s.values) for s in request.sequences), decode)
+        return await self._sequencer.threads.run(sum(id_count(s) for s in request.sequences), decode)
 
 
 def _tokenized(encoded: Encoded) -> Tokenized:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tercet.server import wire
 from tercet.server.service.answers import Work
 from tercet.server.service.errors import InvalidArgumentError, ServiceError
 from tercet.server.service.predictions import prediction
@@ -58,7 +59,10 @@ def works(
 ) -> list[Work | ServiceError]:
     """What is asked of the windows of each element of a field, or why it is refused."""
     return [
-        Work(f"{field}[{i}]", [prediction(target, window.ids, window.type_ids, call) for window in read])
+        Work(
+            f"{field}[{i}]",
+            [prediction(target, wire.token_ids(window.ids), wire.token_ids(window.type_ids), call) for window in read],
+        )
         if isinstance(read, list)
         else read
         for i, read in enumerate(divided)

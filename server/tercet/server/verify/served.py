@@ -20,6 +20,7 @@ from tercet.server.wire import (
     Score,
     Scored,
     Tokens,
+    token_ids,
 )
 
 if TYPE_CHECKING:
@@ -47,14 +48,16 @@ class Served:
 
     def features(self, texts: Sequence[Ids]) -> list[NDArray[np.float32]]:
         """The final hidden states [tokens, hidden] of each text."""
-        messages = [Embed(id=i, token_ids=ids, pooling="none", normalize=False) for i, ids in enumerate(texts)]
+        messages = [
+            Embed(id=i, token_ids=token_ids(ids), pooling="none", normalize=False) for i, ids in enumerate(texts)
+        ]
         answers = self._ask(messages, Embedding)
         return [_floats(answer.data).reshape(len(ids), -1) for answer, ids in zip(answers, texts, strict=True)]
 
     def predictions(self, texts: Sequence[Ids], decoder_ids: Sequence[Ids]) -> list[NDArray[np.float32]]:
         """The outputs of a head that classifies, tags or answers, flat."""
         messages = [
-            Predict(id=i, token_ids=ids, decoder_ids=read)
+            Predict(id=i, token_ids=token_ids(ids), decoder_ids=token_ids(read))
             for i, (ids, read) in enumerate(zip(texts, decoder_ids, strict=True))
         ]
         return [_floats(answer.data) for answer in self._ask(messages, Prediction)]
@@ -62,14 +65,15 @@ class Served:
     def candidates(self, texts: Sequence[Ids], top_k: int) -> list[Candidates]:
         """The likeliest tokens of every place of each text."""
         messages = [
-            FillMask(id=i, token_ids=ids, positions=list(range(len(ids))), top_k=top_k) for i, ids in enumerate(texts)
+            FillMask(id=i, token_ids=token_ids(ids), positions=list(range(len(ids))), top_k=top_k)
+            for i, ids in enumerate(texts)
         ]
         return self._ask(messages, Candidates)
 
     def scores(self, texts: Sequence[Ids], decoder_ids: Sequence[Ids], first: int) -> list[NDArray[np.float32]]:
         """The log probability of every token from `first` on."""
         messages = [
-            Score(id=i, token_ids=ids, decoder_ids=read, first=first)
+            Score(id=i, token_ids=token_ids(ids), decoder_ids=token_ids(read), first=first)
             for i, (ids, read) in enumerate(zip(texts, decoder_ids, strict=True))
         ]
         answers = self._ask(messages, Scored)
@@ -78,7 +82,10 @@ class Served:
     def generate(self, texts: Sequence[Ids], start: Ids, new_tokens: int) -> list[Ids]:
         """Greedy tokens after each prompt or source, whatever ends a sequence."""
         sampling = Sampling(max_new_tokens=new_tokens)
-        messages = [Generate(id=i, token_ids=ids, decoder_ids=start, sampling=sampling) for i, ids in enumerate(texts)]
+        messages = [
+            Generate(id=i, token_ids=token_ids(ids), decoder_ids=token_ids(start), sampling=sampling)
+            for i, ids in enumerate(texts)
+        ]
         generated: list[Ids] = [[] for _ in texts]
         for answer in self._run(messages):
             if isinstance(answer, Tokens):

@@ -33,6 +33,7 @@ from tercet.server.wire.answers import (
     Tokens,
     Welcome,
 )
+from tercet.server.wire.ids import TokenIds, decode_ids, encode_ids, token_ids
 from tercet.server.wire.requests import (
     Cancel,
     Embed,
@@ -84,7 +85,11 @@ __all__ = [
     "Stop",
     "ToEngine",
     "ToFrontEnd",
+    "TokenIds",
     "TokenLogprob",
     "Tokens",
     "Welcome",
+    "decode_ids",
+    "encode_ids",
+    "token_ids",
 ]

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from tercet.server.wire.ids import TokenIds
+
 Pooling = Literal["mean", "cls", "last", "max", "none"]
 
 
@@ -48,8 +50,8 @@ class Embed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     id: int
     """Chosen by the front end, counting up from the first of its `Welcome`."""
-    token_ids: list[int]
-    type_ids: list[int] | None = None
+    token_ids: TokenIds
+    type_ids: TokenIds | None = None
     """Segment of each token; None is all 0."""
     pooling: Pooling
     """"none" is a vector a token."""
@@ -64,10 +66,10 @@ class Predict(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """One sequence for a head that classifies, tags or answers. Answered by one `Prediction` or one `Rejected`."""
 
     id: int
-    token_ids: list[int]
+    token_ids: TokenIds
     """For seq2seq the source."""
-    type_ids: list[int] | None = None
-    decoder_ids: list[int] = []
+    type_ids: TokenIds | None = None
+    decoder_ids: TokenIds = msgspec.field(default_factory=lambda: TokenIds("i"))
     """What a seq2seq decoder reads; empty for the other families."""
     last: int | None = None
     """The token that a head which reads the last one reads, an index; None is the last."""
@@ -78,8 +80,8 @@ class FillMask(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Candidates for some places of one sequence. Answered by one `Candidates` or one `Rejected`."""
 
     id: int
-    token_ids: list[int]
-    type_ids: list[int] | None = None
+    token_ids: TokenIds
+    type_ids: TokenIds | None = None
     positions: list[int]
     """The places: indices into `token_ids`, at least one."""
     targets: list[int] = []
@@ -93,9 +95,9 @@ class Score(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """How likely given tokens are. Answered by one `Scored` or one `Rejected`."""
 
     id: int
-    token_ids: list[int]
+    token_ids: TokenIds
     """The text (decoder) or the source (seq2seq)."""
-    decoder_ids: list[int] = []
+    decoder_ids: TokenIds = msgspec.field(default_factory=lambda: TokenIds("i"))
     """What a seq2seq decoder starts from and the target; empty for decoders."""
     first: int = 1
     """The first token to score, an index into the text (decoder) or `decoder_ids`, at least 1."""
@@ -155,9 +157,9 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """
 
     id: int
-    token_ids: list[int]
+    token_ids: TokenIds
     """The prompt; for seq2seq the source."""
-    decoder_ids: list[int] = []
+    decoder_ids: TokenIds = msgspec.field(default_factory=lambda: TokenIds("i"))
     """What a seq2seq decoder starts from (decoder_start_token_id ...); empty for decoders."""
     sampling: Sampling
     n: int = 1
