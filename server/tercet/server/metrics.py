@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, values
@@ -39,24 +40,27 @@ class Histogram(PrometheusHistogram):
 class TokenGaps:
     """Times between the tokens of one model. Those of a step's rows are mostly the same, and are observed together."""
 
+    __slots__ = ("_arrived", "_counts", "_histogram")
+
     def __init__(self, histogram: Histogram) -> None:
         self._histogram = histogram
         self._arrived = 0.0
-        self._gaps: dict[float, int] = {}
+        self._counts: defaultdict[float, int] = defaultdict(int)  # since -> tokens
 
     def add(self, arrived: float, since: float, tokens: int) -> None:
         """Tokens that arrived together, where the one before them had arrived at `since`; in order of arrival."""
         if arrived != self._arrived:
             self.flush()
             self._arrived = arrived
-        gap = (arrived - since) / tokens
-        self._gaps[gap] = self._gaps.get(gap, 0) + tokens
+        if tokens > 1:  # as if each had come alone
+            since = arrived - (arrived - since) / tokens
+        self._counts[since] += tokens
 
     def flush(self) -> None:
         """Observes what was added."""
-        for gap, tokens in self._gaps.items():
-            self._histogram.observe_all(gap, tokens)
-        self._gaps.clear()
+        for since, tokens in self._counts.items():
+            self._histogram.observe_all(self._arrived - since, tokens)
+        self._counts.clear()
 
 
 class Registered:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tercet.server.service.errors import (
@@ -33,9 +32,12 @@ _COME_AGAIN = 0.1  # seconds until there may be room for one more generation
 
 
 class _Generation:
-    """One generation of a stream."""
+    """One generation of a stream, and the reader of its outputs."""
 
-    def __init__(self, key: int, deadline: float | None) -> None:
+    __slots__ = ("_many", "changed", "error", "exchange", "first", "key", "started", "work")
+
+    def __init__(self, many: Many, key: int, deadline: float | None) -> None:
+        self._many = many
         self.key = key
         self.exchange = Exchange(deadline)
         self.work: asyncio.Future[None] | None = None
@@ -47,6 +49,25 @@ class _Generation:
         self.changed = True
         """Whether it is queued to be looked at, or not yet begun: its tokens wait for that."""
 
+    def notice(self) -> None:
+        """It has pieces."""
+        if not self.changed:
+            self._many.queue(self)
+
+    def give(self, index: int, token_id: int, text: str) -> bool:
+        """Puts a token into the next message, unless that is full or something goes before or with the token."""
+        columns = self._many.next
+        if self.changed or self.first or len(columns.keys) >= _MOST_TOKENS:
+            return False
+        if not columns.keys:
+            self._many.news.set()
+        columns.keys.append(self.key)
+        columns.indexes.append(index)
+        columns.token_counts.append(1)
+        columns.token_ids.append(token_id)
+        columns.texts.append(text)
+        return True
+
     def close(self) -> None:
         """Stops what still runs."""
         if self.work is not None:
@@ -55,7 +76,7 @@ class _Generation:
             self.started.outputs.close()
 
 
-@dataclass
+@dataclass(slots=True)
 class _Columns:
     """A message in the making."""
 
@@ -109,23 +130,24 @@ class Many:
         self._running: dict[int, _Generation] = {}
         self._last_key = -1
         self._changed: deque[_Generation] = deque()
-        self._next = _Columns()
+        self.next = _Columns()
         """The next message, as far as nothing but tokens goes into it."""
-        self._news = asyncio.Event()
+        self.news = asyncio.Event()
+        """Set where there is something to write."""
 
     async def serve(self, requests: AsyncIterator[GenerateManyRequest | Broken]) -> None:
         """Takes requests and writes answers until there are no more of either. Raises ServiceError."""
         reading = asyncio.ensure_future(self._read(requests))
         closing = asyncio.ensure_future(self._call.closing.wait())
         for task in (reading, closing):
-            task.add_done_callback(lambda _: self._news.set())
+            task.add_done_callback(lambda _: self.news.set())
         try:
             while self._running or not reading.done():
-                await self._news.wait()
-                self._news.clear()
+                await self.news.wait()
+                self.news.clear()
                 if reading.done():
                     reading.result()
-                while self._changed or self._next.keys:
+                while self._changed or self.next.keys:
                     if columns := self._columns():
                         await self._call.write(columns.message())
                 if closing.done() and not self._running:
@@ -136,6 +158,12 @@ class Many:
                 task.cancel()
             for generation in self._running.values():
                 generation.close()
+
+    def queue(self, generation: _Generation) -> None:
+        """Has a generation looked at."""
+        generation.changed = True
+        self._changed.append(generation)
+        self.news.set()
 
     async def _read(self, requests: AsyncIterator[GenerateManyRequest | Broken]) -> None:
         async for request in requests:
@@ -154,7 +182,7 @@ class Many:
         if key <= self._last_key:
             raise InvalidArgumentError("key", f"{key} is not above the one before, {self._last_key}")
         self._last_key = key
-        generation = _Generation(key, self._call.deadline)
+        generation = _Generation(self, key, self._call.deadline)
         if self._call.closing.is_set():
             self._fail(generation, shutting_down())
         elif len(self._running) >= self._most:
@@ -166,12 +194,10 @@ class Many:
 
     async def _begin(self, generation: _Generation, request: GenerateRequest) -> None:
         try:
-            generation.started = await self._starter.start(
-                request, generation.exchange, partial(self._change, generation), partial(self._give, generation)
-            )
+            generation.started = await self._starter.start(request, generation.exchange, generation)
             self._call.model = self._call.model or generation.exchange.model  # of a stream, its first
             generation.first = generation.started.common | await self._starter.echoed(generation.started)
-            self._queue(generation)
+            self.queue(generation)
         except Exception as error:
             self._fail(generation, failure_of(error, self._call))
 
@@ -189,35 +215,11 @@ class Many:
 
     def _fail(self, generation: _Generation, error: ServiceError) -> None:
         generation.error = error
-        self._queue(generation)
-
-    def _change(self, generation: _Generation) -> None:
-        """A generation has pieces."""
-        if not generation.changed:
-            self._queue(generation)
-
-    def _queue(self, generation: _Generation) -> None:
-        """Has a generation looked at."""
-        generation.changed = True
-        self._changed.append(generation)
-        self._news.set()
-
-    def _give(self, generation: _Generation, index: int, token_id: int, text: str) -> bool:
-        """Puts a token into the next message, unless that is full or something goes before or with the token."""
-        columns = self._next
-        if generation.changed or generation.first or len(columns.keys) >= _MOST_TOKENS:
-            return False
-        columns.keys.append(generation.key)
-        columns.indexes.append(index)
-        columns.token_counts.append(1)
-        columns.token_ids.append(token_id)
-        columns.texts.append(text)
-        self._news.set()
-        return True
+        self.queue(generation)
 
     def _columns(self) -> _Columns | None:
         """What has changed, as much of it as goes into one message; None where there is nothing to say of it."""
-        columns, self._next = self._next, _Columns()
+        columns, self.next = self.next, _Columns()
         while self._changed and len(columns.token_ids) < _MOST_TOKENS:
             generation = self._changed.popleft()
             if generation.key not in self._running:  # it was queued twice, and has ended

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tercet.server import wire
 from tercet.server.service.answers import engine_lost, refusal
@@ -11,7 +11,7 @@ from tercet.server.service.errors import InternalError, ServiceError
 from tercet.server.text import IncrementalDecoder, StopMatcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from tercet.server.channel import Channel
     from tercet.server.metrics import Metrics
@@ -103,10 +103,27 @@ class _Sample:
         self.finished = True
 
 
+class Reader(Protocol):
+    """Who reads outputs without waiting for them."""
+
+    def notice(self) -> None:
+        """There is something to take."""
+        ...
+
+    def give(self, index: int, token_id: int, text: str) -> bool:
+        """Takes a token that brings nothing but text, with the index of its output, or leaves it to be taken later."""
+        ...
+
+
 class Outputs:
     """The n outputs of one generation. What its reader does not take yet is kept together, so that tokens behind a slow
     reader arrive in one piece.
     """
+
+    __slots__ = (
+        "_channel", "_error", "_exchange", "_field", "_gaps", "_left", "_metrics", "_news", "_reader", "_samples",
+        "_whole", "cached_tokens", "id",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -120,12 +137,10 @@ class Outputs:
         stop: Sequence[str],
         echo: Sequence[int],
         skip_special_tokens: bool,
-        news: Callable[[], None] | None = None,
-        give: Callable[[int, int, str], bool] | None = None,
+        reader: Reader | None = None,
     ) -> None:
-        """`field`: the path of the prompt, for errors; `echo`: tokens whose text every output begins with; `news` is
-        called whenever there is something to take, where nobody waits for `pieces` or `whole`; `give` is offered each
-        token that brings nothing but text, with the index of its output, and may take it.
+        """`field`: the path of the prompt, for errors; `echo`: tokens whose text every output begins with; `reader`:
+        None where somebody waits for `pieces` or `whole`.
         """
         self.id = message.id
         self.cached_tokens = 0
@@ -140,8 +155,8 @@ class Outputs:
         ]
         self._left = message.n
         self._news = asyncio.Event()
-        self._tell = news or self._news.set
-        self._give = give
+        self._whole = False
+        self._reader = reader
         self._error: ServiceError | None = None
 
     @property
@@ -173,15 +188,16 @@ class Outputs:
 
     def receive_token(self, sample: int, token_id: int) -> bool:
         """The next token of one output."""
-        of = self._samples[sample]
+        of, reader = self._samples[sample], self._reader
         if not of.finished:
             self._time(of, 1)
             text = of.read(token_id)
             if of.finished:
                 self._note(sample, of, cut_short=True)
-            if of.finished or self._give is None or not self._give(sample, token_id, text):
-                of.add(token_id, text)
-                self._tell()
+            elif reader is not None and reader.give(sample, token_id, text):
+                return False
+            of.add(token_id, text)
+            self._tell()
         return self._left == 0
 
     def lose(self) -> None:
@@ -211,7 +227,7 @@ class Outputs:
     async def whole(self) -> list[Piece]:
         """Waits until every output has ended. Raises ServiceError."""
         self._news.clear()
-        self._tell = self._tell_end  # of tokens on the way nobody wants to hear
+        self._whole = True  # of tokens on the way nobody wants to hear
         self._tell()
         await self._news.wait()
         if self._error is not None:
@@ -230,8 +246,10 @@ class Outputs:
                 mean = (sample.last_at - sample.first_at) / (sample.tokens - 1)
                 self._metrics.output_token.labels(model).observe(mean)
 
-    def _tell_end(self) -> None:
-        if self.finished or self._error is not None:
+    def _tell(self) -> None:
+        if self._reader is not None:
+            self._reader.notice()
+        elif not self._whole or self.finished or self._error is not None:
             self._news.set()
 
     def _note(self, index: int, sample: _Sample, *, cut_short: bool) -> None:
@@ -243,8 +261,9 @@ class Outputs:
 
     def _time(self, sample: _Sample, tokens: int) -> None:
         now = self._channel.arrived
-        if sample.tokens and tokens:
-            self._gaps.add(now, sample.last_at, tokens)
+        if sample.tokens:
+            if tokens:
+                self._gaps.add(now, sample.last_at, tokens)
         elif tokens:
             self._exchange.stage = "decode"
             self._metrics.first_token.labels(self._exchange.model).observe(now - self._exchange.started)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tercet.server import wire
 from tercet.server.service.answers import Work, ask
 from tercet.server.service.errors import InvalidArgumentError, unless_error
-from tercet.server.service.outputs import Outputs
+from tercet.server.service.outputs import Outputs, Reader
 from tercet.server.service.pieces import logprobs
 from tercet.server.service.prompts import Prompt, Prompter
 from tercet.server.service.sampling import check, check_beams, resolve, wanted_tokens
@@ -16,8 +16,6 @@ from tercet.server.service.sequences import given_ids
 from tercet.v1.types_pb2 import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tercet.server.config import Settings
     from tercet.server.metrics import Metrics
     from tercet.server.service.registry import Registry, Target
@@ -66,10 +64,9 @@ class Starter:
         self,
         request: GenerateRequest,
         exchange: Exchange,
-        news: Callable[[], None] | None = None,
-        give: Callable[[int, int, str], bool] | None = None,
+        reader: Reader | None = None,
     ) -> Started:
-        """Checks a request and hands it to the engine; `news` and `give` are as in `Outputs`. Raises ServiceError."""
+        """Checks a request and hands it to the engine; `reader` is as in `Outputs`. Raises ServiceError."""
         target = self._registry.target(
             request.model, "chat" if request.WhichOneof("prompt") == "chat" else "generate", exchange
         )
@@ -120,8 +117,7 @@ class Starter:
             stop=sampling.stop.values,
             echo=read if sampling.echo else (),
             skip_special_tokens=sampling.skip_special_tokens if sampling.HasField("skip_special_tokens") else True,
-            news=news,
-            give=give,
+            reader=reader,
         )
         channel.submit([message], outputs)
         return Started(target, prompt, message, outputs, sampling.echo)

@@ -26,6 +26,8 @@ class IncrementalDecoder:
     token adds to the text depends on very little of what was before it, so it is found out once for all streams.
     """
 
+    __slots__ = ("_machine", "_stages", "_steps")
+
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._machine = _machine(tokenizer, skip_special_tokens)
         self._steps = self._machine.at(self._machine.start)
