@@ -50,7 +50,8 @@ class Receiver(Protocol):
 class Pending:
     """What one model was asked and has not answered: sequences, their prompt tokens, and how fast they finish."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+        self._on_change = on_change
         self.sequences = 0
         self.tokens = 0
         self._rate = 0.0  # sequences a second
@@ -64,6 +65,7 @@ class Pending:
             self._since = time.monotonic()  # an idle engine is not a slow one
         self.sequences += sequences
         self.tokens += tokens
+        self._on_change()
 
     def remove(self, sequences: int, tokens: int) -> None:
         """Sequences were answered, cancelled or lost."""
@@ -71,6 +73,7 @@ class Pending:
         self.tokens -= tokens
         self._finished += sequences
         self._room.set()
+        self._on_change()
 
     def step(self) -> None:
         """A step ended: averages the rate, exponentially, with `_RATE_SECONDS` as the time constant."""
@@ -96,11 +99,15 @@ class Channel(Link[wire.ToFrontEnd]):
     """One connection to one incarnation of an engine."""
 
     def __init__(
-        self, incarnation: int, on_welcome: Callable[[Channel], None], on_lost: Callable[[Channel], None]
+        self,
+        incarnation: int,
+        on_welcome: Callable[[Channel], None],
+        on_lost: Callable[[Channel], None],
+        on_load: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_welcome`: the engine takes requests now."""
+        """`on_welcome`: the engine takes requests now; `on_load`: it has more or less to answer than before."""
         super().__init__(frames.to_front_end_decoder, self._hear, lambda: self._end(on_lost))
-        self.pending = Pending()
+        self.pending = Pending(on_load)
         self.arrived = 0.0
         """time.monotonic() at which the newest answers came."""
         self._incarnation = incarnation

@@ -22,7 +22,8 @@ _PAUSE = 0.1  # seconds between attempts to connect
 class Engine:
     """One model's engine, over all its incarnations."""
 
-    def __init__(self, name: str, on_change: Callable[[], None]) -> None:
+    def __init__(self, name: str, on_change: Callable[[], None], on_load: Callable[[], None] = lambda: None) -> None:
+        """`on_load`: there is more or less `unanswered` than before."""
         self.name = name
         self.state = State.LOADING
         """READY once this front end is connected."""
@@ -32,6 +33,7 @@ class Engine:
         """Open while the engine is ready."""
         self._told: EngineState | None = None  # while it is said to be ready
         self._on_change = on_change
+        self._on_load = on_load
         self._connecting: asyncio.Task[None] | None = None
 
     @property
@@ -65,7 +67,7 @@ class Engine:
         while told is self._told and not connected:
             try:
                 await asyncio.get_running_loop().create_unix_connection(
-                    lambda: Channel(told.incarnation, self._welcome, self._lose), path
+                    lambda: Channel(told.incarnation, self._welcome, self._lose, self._on_load), path
                 )
                 connected = True
             except OSError:  # it may have died: the supervisor will tell

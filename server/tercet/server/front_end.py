@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 REFUSED = 2
-_LOAD_SECONDS = 0.05  # between looks at what is pending
+_LOAD_SECONDS = 0.05  # from one look at what is pending to the next
 
 log = logging.getLogger("tercet.server.front_end")
 
@@ -51,7 +51,8 @@ class FrontEnd:
     def __init__(self, settings: FrontEndSettings) -> None:
         self.changed = asyncio.Event()
         """Set where an engine's state has changed."""
-        self.engines = {name: Engine(name, self.changed.set) for name in settings.checkpoints}
+        self._loaded = asyncio.Event()
+        self.engines = {name: Engine(name, self.changed.set, self._loaded.set) for name in settings.checkpoints}
         self._settings = settings
         self._shutdown = Shutdown()
         self._ended = False
@@ -95,9 +96,11 @@ class FrontEnd:
             os._exit(1)
 
     async def _tell_load(self) -> None:
-        """Tells the supervisor what is pending, where that changes."""
+        """Tells the supervisor what is pending, once that changes."""
         told: dict[str, int] = {}
         while True:
+            await self._loaded.wait()
+            self._loaded.clear()
             pending = {name: engine.unanswered for name, engine in self.engines.items()}
             if pending != told:
                 told = pending

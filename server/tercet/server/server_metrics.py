@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import struct
 import time
+from collections import Counter as Tally
 from importlib import metadata
+from operator import attrgetter
 from typing import TYPE_CHECKING, get_args
 
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, Counter, Info, start_http_server
@@ -195,15 +197,17 @@ class EngineMetrics:
                 self._launches[kernel] = self._metrics.launches.labels(self._model, *kernel.split("/", 1))
             self._advance(kernel, self._launches[kernel], calls)
         for stats in result.stats:
-            self._steps[stats.phase].observe(stats.seconds)
-            self._batch_size.observe(stats.rows)
-            for name, counter in self._summed.items():
-                counter.inc(getattr(stats, name))
+            self._steps[stats.phase].observe_all(stats.seconds, 1)
+        for rows, steps in Tally(stats.rows for stats in result.stats).items():
+            self._batch_size.observe_all(rows, steps)
+        for name, counter in self._summed.items():
+            counter.inc(sum(map(attrgetter(name), result.stats)))
 
     def _advance(self, name: str, counter: Counter, total: int) -> None:
         """Moves a counter on by what the engine's own count since its start has grown."""
-        counter.inc(total - self._totals.get(name, 0))
-        self._totals[name] = total
+        if growth := total - self._totals.get(name, 0):
+            counter.inc(growth)
+            self._totals[name] = total
 
     def _hold(self, pages: int, cached: int = 0) -> None:
         self._used.set(pages)
