@@ -139,10 +139,10 @@ def pooling(hidden: Tensor, start: Tensor, length: Tensor, *, kind: PoolingKind,
         pooled = torch.segment_reduce(tokens, kind, lengths=length.long(), unsafe=True)
         pooled.masked_fill_((length == 0)[:, None], 0)
     else:
-        place = start.long() + (0 if kind == "cls" else length.long() - 1)
-        real = length > 0
+        real = length.nonzero().flatten()
+        place = start if kind == "cls" else start + length - 1
         pooled = torch.zeros(len(start), hidden.shape[1])
-        pooled[real] = hidden[place[real]].float()
+        pooled.index_copy_(0, real, hidden.index_select(0, place.index_select(0, real)).float())
     return functional.normalize(pooled, dim=-1) if normalize else pooled
 
 

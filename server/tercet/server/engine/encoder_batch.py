@@ -37,14 +37,19 @@ class Whole:
 
 
 @dataclass(frozen=True)
+class Target(Whole):
+    """What a seq2seq decoder reads whole."""
+
+    source: Rows
+    """The rows that it is read against: the last of the source."""
+
+
+@dataclass(frozen=True)
 class EncoderWork:
     """An encoder batch and what follows it."""
 
     source: Whole
-    target: Whole | None
-    """What a seq2seq decoder reads whole."""
-    target_source: Rows
-    """The rows of the source that the target is read against: the last ones."""
+    target: Target | None
     cross_slots: Tensor | None
     """int32 [T]: where each source token's keys and values go; -1 where nowhere. None if none goes anywhere,
     or if the graph writes them."""
@@ -95,10 +100,7 @@ def encoder_work(
         batch, cross_slots = _sources(views, source, page_size)
     return EncoderWork(
         source=Whole(batch, source.parts(views)),
-        target=Whole(target.batch(views, target.flat(views)), target.parts(views)) if target else None,
-        target_source=replace(
-            batch.rows, start=batch.rows.start[split : len(rows)], length=batch.rows.length[split : len(rows)]
-        ),
+        target=_target(views, target, _between(batch.rows, split, len(rows))) if target else None,
         cross_slots=cross_slots,
         bucket=bucket,
         copies=buffer.copies,
@@ -131,6 +133,14 @@ def _joined(texts: Iterable[Iterable[int]]) -> array[int]:
     for text in texts:
         values.extend(text)
     return values
+
+
+def _target(views: dict[str, Tensor], target: _Texts, source: Rows) -> Target:
+    return Target(target.batch(views, target.flat(views)), target.parts(views), source)
+
+
+def _between(rows: Rows, first: int, last: int) -> Rows:
+    return replace(rows, start=rows.start[first:last], length=rows.length[first:last])
 
 
 class _Texts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -22,19 +23,28 @@ class Flat:
     """The tokens of a batch on the device: where each is in its row, and their place in padded or packed storage."""
 
     def __init__(self, start: Tensor, length: Tensor, lengths: Sequence[int], *, padded: bool) -> None:
-        rows, tokens, longest = len(lengths), sum(lengths), max(lengths)
-        each = torch.arange(rows, dtype=torch.int32, device=start.device)
-        self.row = torch.repeat_interleave(each, length, output_size=tokens)
-        """int32 [packed tokens]: the row of each token."""
-        self.index = torch.arange(tokens, dtype=torch.int32, device=start.device) - start[self.row]
-        """int32 [packed tokens]: the index of each token in its row."""
         self._start, self._length, self._padded = start, length, padded
-        self.rows = Rows(
-            start=each * longest if padded else start,
-            length=length,
-            longest=longest,
-            tokens=rows * longest if padded else tokens,
+        self._tokens = sum(lengths)
+        self.index = self._count(self._tokens) - self._of_tokens(start)
+        """int32 [packed tokens]: the index of each token in its row."""
+        longest, size = max(lengths), len(lengths) * max(lengths)
+        self.rows = (
+            Rows(start=self._count(size, longest), length=length, longest=longest, tokens=size)
+            if padded
+            else Rows(start=start, length=length, longest=longest, tokens=self._tokens)
         )
+
+    @cached_property
+    def row(self) -> Tensor:
+        """int32 [packed tokens]: the row of each token."""
+        return self._of_tokens(self._count(len(self._length)))
+
+    def _count(self, end: int, step: int = 1) -> Tensor:
+        return torch.arange(0, end, step, dtype=torch.int32, device=self._start.device)
+
+    def _of_tokens(self, each: Tensor) -> Tensor:
+        """What is of each row, for each of its tokens."""
+        return torch.repeat_interleave(each, self._length, output_size=self._tokens)
 
     def slots(self, page_table: Tensor, positions: Tensor, page_size: int) -> Tensor:
         """Where each packed token's key and value go."""

@@ -117,7 +117,8 @@ class Vectors:
         else:
             pooled = pooling(hidden, rows.start[among], rows.length[among], kind=embed.pooling, normalize=False)
             vectors = model.project(pooled)
-        vectors = vectors[:, : embed.dimensions]
+        if embed.dimensions:
+            vectors = vectors[:, : embed.dimensions]
         return [functional.normalize(vectors, dim=-1) if embed.normalize else vectors.contiguous()]
 
     def answers(self, arrays: Arrays) -> Iterable[Embedding | None]:

@@ -129,7 +129,7 @@ class Runner:
             model.write_cross(hidden, work.cross_slots, self._cache)
         reduced = self._reduce(work.source, hidden)
         if work.target:
-            hidden = model.read(work.target.batch, Source(hidden, work.target_source))
+            hidden = model.read(work.target.batch, Source(hidden, work.target.source))
             reduced += self._reduce(work.target, hidden)
         parts = [(part, len(tensors)) for part, tensors in reduced]
 
