@@ -34,21 +34,29 @@ class FrameReader:
     """Cuts a byte stream into message bodies; feed it what the socket gave."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._buffer = bytearray()  # a frame that is not complete
+        self._wanted = 0  # bytes at which the buffer may hold a complete one
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes) -> list[memoryview]:
         """The bodies that `data` completed, in order. Raises ValueError on a length past MAX_FRAME."""
-        self._buffer += data
-        bodies: list[bytes] = []
+        whole: bytes | bytearray = data
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < self._wanted:
+                return []
+            whole, self._buffer = self._buffer, bytearray()
+        view = memoryview(whole)
+        bodies: list[memoryview] = []
         start = 0
-        while len(self._buffer) - start >= _LENGTH_BYTES:
-            length = int.from_bytes(self._buffer[start : start + _LENGTH_BYTES], "little")
-            if length > MAX_FRAME:
-                raise ValueError(f"frame of {length} bytes exceeds the limit of {MAX_FRAME}")
-            end = start + _LENGTH_BYTES + length
-            if len(self._buffer) < end:
-                break
-            bodies.append(bytes(self._buffer[start + _LENGTH_BYTES : end]))
-            start = end
-        del self._buffer[:start]
-        return bodies
+        while True:
+            self._wanted = _LENGTH_BYTES
+            if len(view) - start >= _LENGTH_BYTES:
+                length = int.from_bytes(view[start : start + _LENGTH_BYTES], "little")
+                if length > MAX_FRAME:
+                    raise ValueError(f"frame of {length} bytes exceeds the limit of {MAX_FRAME}")
+                self._wanted += length
+            if len(view) - start < self._wanted:
+                self._buffer += view[start:]
+                return bodies
+            bodies.append(view[start + _LENGTH_BYTES : start + self._wanted])
+            start += self._wanted

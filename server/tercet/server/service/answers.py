@@ -101,6 +101,11 @@ class Answers(Generic[Answer]):
         self._lost = True
         self._done.set()
 
+    @property
+    def missing(self) -> set[int]:
+        """The ids of questions that are not answered."""
+        return self._fields.keys() - self._results.keys()
+
     async def wait(self) -> dict[int, Answer | ServiceError]:
         """By id the answer, or its error. Raises EngineLostError."""
         await self._done.wait()
@@ -137,7 +142,7 @@ async def ask(
         try:
             results = await answers.wait()
         finally:
-            channel.cancel(fields)
+            channel.cancel(answers.missing)
             observed = metrics.request_prompt_tokens.labels(model.name)
             for length, count in Counter(tokens).items():
                 observed.observe_all(length, count)

@@ -13,7 +13,7 @@ from tercet.server.service.fields import choice, number, unknown
 from tercet.server.service.rpc import Broken, count_refusal
 from tercet.server.service.sequences import Limit, Sequencer
 from tercet.v1.embedding_pb2 import EmbedRequest, EmbedResponse, EmbedStreamResponse, Pooling
-from tercet.v1.types_pb2 import DTYPE_FLOAT32, Tensor
+from tercet.v1.types_pb2 import DTYPE_FLOAT32
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -47,7 +47,9 @@ class EmbeddingServicer:
     async def embed(self, request: EmbedRequest, call: Call) -> EmbedResponse:
         """Embeds a list of inputs."""
         target = self._registry.target(request.model, "embed", call)
-        return await self._embed(request, target, call, patient=False)
+        response = EmbedResponse()
+        await self._embed(request, target, call, response, patient=False)
+        return response
 
     async def embed_stream(self, requests: AsyncIterator[EmbedRequest | Broken], call: Call) -> None:
         """Embeds list after list, working on some ahead of the one whose turn it is."""
@@ -87,14 +89,17 @@ class EmbeddingServicer:
             model = self._registry.find(request.model, "embed")
             name = model.name
             call.model = call.model or name  # of a stream, its first
-            answered = await self._embed(request, model.require("embed"), call, patient=True)
-            return EmbedStreamResponse(response=answered)
+            response = EmbedStreamResponse()
+            await self._embed(request, model.require("embed"), call, response.response, patient=True)
+            return response
         except ServiceError as error:
             count_refusal(self._metrics, name, error)
             return EmbedStreamResponse(error=to_status(error))
 
-    async def _embed(self, request: EmbedRequest, target: Target, call: Call, *, patient: bool) -> EmbedResponse:
-        """Answers one request. Where a queue is full, a patient one waits for its turn."""
+    async def _embed(
+        self, request: EmbedRequest, target: Target, call: Call, response: EmbedResponse, *, patient: bool
+    ) -> None:
+        """Fills in the response to one request. Where a queue is full, a patient one waits for its turn."""
         model, text, _, channel = target
         size = _dimensions(request, target)
         pooling = _pooling(request) or text.embedding.pooling
@@ -128,7 +133,8 @@ class EmbeddingServicer:
             for field, sequence in zip(fields, sequences, strict=True)
         ]
         answers = await ask(target, works, wire.Embedding, self._metrics, patient=patient)
-        return _response(model.name, works, answers, size=size, each_token=pooling == "none")
+        response.model = model.name
+        _fill(response, works, answers, size=size, each_token=pooling == "none")
 
 
 def _pooling(request: EmbedRequest) -> wire.Pooling | None:
@@ -153,29 +159,33 @@ def _prompt(request: EmbedRequest, text: TextModel) -> str:
     return prompts[name]
 
 
-def _response(
-    model: str,
+def _fill(
+    response: EmbedResponse,
     works: Sequence[Work | ServiceError],
     answers: Sequence[Sequence[wire.Embedding] | ServiceError],
     *,
     size: int,
     each_token: bool,
-) -> EmbedResponse:
-    """The vectors that there are, and what became of each input. `size` is a vector's where there are none."""
-    found = [vectors.data for answer in answers if not isinstance(answer, ServiceError) for vectors in answer]
-    response = EmbedResponse(model=model)
+) -> None:
+    """Adds the vectors that there are, and what became of each input. `size` is a vector's where there are none."""
+    found: list[bytes] = []
+    add = response.items.add
     rows = read = 0
     for work, answer in zip(works, answers, strict=True):
         tokens, truncated = (work.tokens, work.truncated) if isinstance(work, Work) else (0, False)
         read += tokens
         if isinstance(answer, ServiceError):
-            response.items.add(prompt_tokens=tokens, truncated=truncated, error=to_status(answer))
+            add(prompt_tokens=tokens, truncated=truncated, error=to_status(answer))
         else:
             own = tokens if each_token else 1
-            response.items.add(prompt_tokens=tokens, truncated=truncated, row=rows, rows=own)
+            add(prompt_tokens=tokens, truncated=truncated, row=rows, rows=own)
             rows += own
+            found.extend(vectors.data for vectors in answer)
     data = b"".join(found)
     width = len(data) // (_FLOAT * rows) if rows else size
-    response.embeddings.MergeFrom(Tensor(dtype=DTYPE_FLOAT32, shape=[rows, width], data=data))
+    # Field by field: a message that is merged into another is copied twice.
+    embeddings = response.embeddings
+    embeddings.dtype = DTYPE_FLOAT32
+    embeddings.shape.extend((rows, width))
+    embeddings.data = data
     response.usage.prompt_tokens = read
-    return response
