@@ -64,7 +64,7 @@ class EncoderSteps:
             starts[row], lengths[row] = first, length
             ids[first:last] = array("i", request.source)
             positions[first:last] = self._range[:length]
-            if request.type_ids:
+            if self._typed and request.type_ids:
                 types[first:last] = array("i", request.type_ids)
             if self._cache and request.cross_pages:
                 size = self._cache.page_size

@@ -17,11 +17,22 @@ from tercet.server.engine.graphs import CudaGraphs, Graphs
 from tercet.server.engine.lanes import Lanes
 from tercet.server.engine.memory import batch_tokens, count_pages, encoder_buckets_of, lane_pages, working_bytes
 from tercet.server.engine.runner import Runner
-from tercet.server.engine.tuning import AUTO_LAYOUT
+from tercet.server.engine.tuning import AUTO_LAYOUT, ENCODER_TOKENS
 from tercet.server.engine.validation import limits_of
 from tercet.server.logs import fields
 from tercet.server.models import load_model
-from tercet.server.wire import Embed, FillMask, Generate, Loading, ModelInfo, Predict, Rejected, Sampling, token_ids
+from tercet.server.wire import (
+    Embed,
+    FillMask,
+    Generate,
+    Loading,
+    ModelInfo,
+    Predict,
+    Rejected,
+    Sampling,
+    Score,
+    token_ids,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +40,7 @@ if TYPE_CHECKING:
     from tercet.server.engine.reading import Reading
     from tercet.server.engine.validation import Limits
     from tercet.server.models import Model
-    from tercet.server.wire import EngineSettings, TokenIds
+    from tercet.server.wire import EngineSettings, Pooling, TokenIds
 
     Report = Callable[[Loading], None]
     Stage = Literal["weights", "pages", "warm-up"]
@@ -39,9 +50,10 @@ log = logging.getLogger(__name__)
 REPORT_SECONDS = 0.1
 WARM_UP_TOKENS = 8
 LONG_TOKENS = SPLIT_KV_QUERIES + WARM_UP_TOKENS  # of a prompt that another kernel reads
-WARM_UP_STEPS = 32  # more than the warm-up requests need
+WARM_UP_STEPS = 64  # more than the warm-up requests need
 STEPS_BETWEEN = 3  # from one group of them to the next
 BEAM_TOKENS = 12  # written while the groups that follow are read
+MOST_TEXTS = 32  # that are read at once, to be too many for a graph
 
 
 class StartError(Exception):
@@ -77,7 +89,7 @@ def load_engine(settings: EngineSettings, report: Report) -> tuple[Engine, Model
         settings = structs.replace(settings, max_batch_tokens=batch_tokens(model, _l2_bytes(device)))
 
     report(_loading(settings, "pages", 0, 1))
-    on_gpu = device.type == "cuda"
+    on_gpu = device.type != "cpu"
     pages = count_pages(model, settings, working_bytes(model, settings, replays=on_gpu))
     cache = model.new_cache(pages, settings.page_size) if pages else None
     report(_loading(settings, "pages", 1, 1))
@@ -169,6 +181,22 @@ def _mixing(limits: Limits) -> Iterator[list[Reading | Generate]]:
     if "generate" in limits.tasks:
         yield [_prompt(limits, 4, WARM_UP_TOKENS)]
         yield [_prompt(limits, 5, LONG_TOKENS)]
+    yield [*_readings(limits)]
+
+
+def _readings(limits: Limits) -> Iterator[Reading]:
+    """What else is read by kernels of its own: each pooling, a target read whole, a batch that no graph holds."""
+    ids = _ids(limits, WARM_UP_TOKENS)
+    poolings: tuple[Pooling, ...] = ("cls", "last", "max")
+    for key, pooling in enumerate(poolings, 7):
+        yield Embed(id=key, token_ids=ids, pooling=pooling, normalize=True)
+    target = Score(id=10, token_ids=ids, decoder_ids=ids)
+    if limits.family == "seq2seq" and limits.refusal(target) is None:
+        yield target
+    texts = ENCODER_TOKENS[-1] // limits.longest_read + 1
+    if limits.family != "decoder" and texts <= MOST_TEXTS:
+        for key in range(11, 11 + texts):
+            yield Embed(id=key, token_ids=token_ids([0]) * limits.longest_read, pooling="mean", normalize=True)
 
 
 def _prompt(limits: Limits, key: int, tokens: int) -> Generate:

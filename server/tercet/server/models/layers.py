@@ -189,7 +189,7 @@ class Embedding(Prepared):
             words,
             positions=positions,
             position=self.positions,
-            type_ids=type_ids,
+            type_ids=None if self.token_type is None else type_ids,
             type=self.token_type,
             scale=self.scale,
             weight=norm.weight if norm else None,
@@ -235,7 +235,7 @@ class FeedForward(Prepared):
         """
         if self.epilogue and packable(self.up.weight, device):
             self.up.pack()
-        if device.type == "cuda" and not self.gated and self.up.bias is not None and self.up.float8 is None:
+        if device.type != "cpu" and not self.gated and self.up.bias is not None and self.up.float8 is None:
             self.ends_in_gelu = CUBLAS_EPILOGUES.get(self.activation)
 
     def forward(self, x: Tensor) -> Tensor:
