@@ -162,13 +162,23 @@ def test_there_are_not_too_many_series(samples):
     assert len([sample for sample in samples if sample.name.startswith("tercet_")]) < 2000
 
 
-async def test_what_was_sent_before_a_scrape_is_in_it(tmp_path: Path):
-    """The supervisor reads while it answers: who learnt of a step from its answers finds it counted."""
+@pytest.mark.parametrize("rests", [False, True])
+async def test_what_was_sent_before_a_scrape_is_in_it(tmp_path: Path, rests: bool):
+    """The supervisor reads before it tells, a link that rests, too: who learnt of a step from its answers finds it
+    counted.
+    """
     metrics = ServerMetrics(tmp_path / "metrics")
     port = metrics.serve("127.0.0.1", 0)
     ours, theirs = socket.socketpair()
     counter = metrics.front_end_restarts.labels("exit")
-    link = Link(control.to_supervisor_decoder, lambda _: counter.inc(), lambda: None)
+
+    def count(_: control.ToSupervisor) -> None:
+        counter.inc()
+        if rests:
+            link.rest(3600)
+
+    link = Link(control.to_supervisor_decoder, count, lambda: None)
+    metrics.before_scrape.append(link.wake)
     transport, _ = await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)
 
     def send_and_scrape() -> str:

@@ -17,7 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
 
 from tercet.server import frames
-from tercet.server.link import Link
+from tercet.server.link import Link, readable
 from tercet.server.logs import fields
 
 if TYPE_CHECKING:
@@ -169,6 +169,9 @@ class Child(ABC):
             await asyncio.wait({exit_, end := asyncio.ensure_future(lost.wait())}, return_when=asyncio.FIRST_COMPLETED)
             end.cancel()
             await self._bury(process)
+            if self.link is not None:  # its last messages
+                self.link.wake()
+                await readable()
             return exit_.result() if exit_.done() else await exit_
         finally:
             listener.close()

@@ -18,6 +18,12 @@ M = TypeVar("M")
 log = logging.getLogger(__name__)
 
 
+async def readable() -> None:
+    """Lets the event loop read: what links could read when this began they have taken in when it returns."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
 class Link(asyncio.Protocol, Generic[M]):
     """A connection that gives each message to `take`."""
 
@@ -48,6 +54,17 @@ class Link(asyncio.Protocol, Generic[M]):
         """Sends messages that are encoded."""
         if data and self._transport is not None:
             self._transport.write(data)
+
+    def rest(self, seconds: float) -> None:
+        """Reads nothing for so long, or until `wake`: what comes meanwhile is read together, and wakes nobody."""
+        if self._transport is not None and self._transport.is_reading():
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(seconds, self.wake)
+
+    def wake(self) -> None:
+        """Reads again."""
+        if self._transport is not None:
+            self._transport.resume_reading()
 
     def close(self) -> None:
         """Drops the connection."""

@@ -19,6 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from tercet.server import wire
+from tercet.server.link import readable
 from tercet.server.metrics import DURATION, POWERS, Registered
 from tercet.server.ports import BindError, address
 
@@ -44,6 +45,8 @@ class ServerMetrics(Registered):
         folder.mkdir(mode=0o700)
         self.folder = folder
         self._settled = _Settled()
+        self.before_scrape = self._settled.before
+        """Called on the event loop before anything is told, so that what can be read then is in it."""
         for collector in (self._settled, _Shared(folder), PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
             self.registry.register(collector)
 
@@ -102,20 +105,21 @@ class _Settled(Collector):
     An engine reports a step before it answers, so that who has an answer finds it counted.
     """
 
-    loop: asyncio.AbstractEventLoop | None = None
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.before: list[Callable[[], None]] = []
 
     def collect(self) -> Iterator[Metric]:
         """Waits for a turn of the event loop, if it has time."""
         if self.loop is not None and not self.loop.is_closed():
             with contextlib.suppress(TimeoutError, RuntimeError):  # the loop may be closed meanwhile
-                asyncio.run_coroutine_threadsafe(_two_turns(), self.loop).result(_TURN_SECONDS)
+                asyncio.run_coroutine_threadsafe(self._settle(), self.loop).result(_TURN_SECONDS)
         return iter(())
 
-
-async def _two_turns() -> None:
-    """What was readable when this began has been read when it returns."""
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    async def _settle(self) -> None:
+        for call in self.before:
+            call()
+        await readable()
 
 
 class _Shared(MultiProcessCollector):

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ENGINE_COMMAND: Sequence[str] = (sys.executable, "-m", "tercet.server.engine")
 FRONT_END_COMMAND: Sequence[str] = (sys.executable, "-m", "tercet.server.front_end")
+# Seconds for which an engine's reports are left unread after one: each would else take time of the call it tells of.
+_REST = 0.05
 _LAST_ANSWERS = 5.0  # seconds that a front end gets which is hurried
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class EngineProcess(Child):
     ) -> None:
         """`unanswered` tells the sequences that the engine was asked and has not answered."""
         super().__init__(folder, model=settings.name)
+        metrics.before_scrape.append(self._wake)
         self.name = settings.name
         self.state = State.LOADING
         self.progress: wire.Loading | None = None
@@ -85,6 +88,8 @@ class EngineProcess(Child):
             raise ValueError(f"incarnation {message.incarnation} is not {self.incarnation}")
         if isinstance(message, wire.StepResult):
             self._metrics.step(message)
+            if self.link is not None:
+                self.link.rest(_REST)
         elif isinstance(message, wire.Loading):
             self.progress = message
             self._on_change(self)
@@ -98,6 +103,11 @@ class EngineProcess(Child):
                 "model ready", extra=fields(model=self.name, memory=message.model.memory, pages=message.model.pages)
             )
             self._change(State.READY)
+
+    def _wake(self) -> None:
+        """Reads what it has reported."""
+        if self.link is not None:
+            self.link.wake()
 
     def _end(self, process: asyncio.subprocess.Process) -> None:
         if self.link is not None and self.state is State.READY:

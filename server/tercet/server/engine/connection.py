@@ -48,8 +48,11 @@ class Gone(NamedTuple):
 class _Connection:
     """One socket. Every method raises EOFError once the other side is gone."""
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.socket, courtesy: float = _COURTESY) -> None:
         self.socket = connected
+        self.registered = selectors.EVENT_READ
+        """What the selector waits for."""
+        self._courtesy = courtesy
         self._frames = frames.FrameReader()
         self._unsent = bytearray()
         self._writable = select.poll()
@@ -79,7 +82,7 @@ class _Connection:
 
     def send(self, data: bytes) -> None:
         """Sends, and leaves for later what a reader that pauses does not take."""
-        courtesy = 0.0 if self._unsent else _COURTESY
+        courtesy = 0.0 if self._unsent else self._courtesy
         self._unsent += data
         self.flush()
         while self._unsent:
@@ -102,7 +105,7 @@ class _Connection:
 
     @property
     def awaited(self) -> int:
-        """What a selector should wait for."""
+        """What the selector should wait for."""
         return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
 
 
@@ -113,7 +116,7 @@ class Connections:
         self._incarnation = incarnation
         control = socket.socket(socket.AF_UNIX)
         control.connect(str(folder / frames.CONTROL))
-        self._supervisor = _Connection(control)
+        self._supervisor = _Connection(control, courtesy=0.0)  # it reads now and then
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / frames.REQUESTS))
         self._listener.listen()
@@ -197,7 +200,9 @@ class Connections:
 
     def _await(self, connection: _Connection, number: int | None = None) -> None:
         """Lets the selector wait for what the connection waits for."""
-        self._selector.modify(connection.socket, connection.awaited, number)
+        if connection.registered != connection.awaited:
+            connection.registered = connection.awaited
+            self._selector.modify(connection.socket, connection.registered, number)
 
     def _drop(self, number: int) -> None:
         connection = self._front_ends.pop(number)
