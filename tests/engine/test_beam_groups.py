@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from support.engine import Answers, generate, null_engine, prompts, request, run
-from support.null_model import POISON, VOCAB_SIZE
+from support.engine import Answers, engine_of, generate, null_engine, prompts, request, run
+from support.null_model import POISON, VOCAB_SIZE, NullModel
 from tercet.server.wire import Embed, Rejected
 
 
@@ -175,3 +175,10 @@ def test_bad_searches_are_refused(options, words):
     assert rejected.reason == "invalid"
     assert words in rejected.message
     assert not model.batches
+
+
+def test_too_many_ends_of_a_search_are_refused():
+    engine = engine_of(NullModel("decoder", target_vocab_size=2000))
+    for key, count in enumerate((1024, 1025)):
+        engine.submit(generate(key, [1, 2], 5, num_beams=2, eos_ids=range(count)))
+    assert run(engine).rejected == {1: "invalid"}

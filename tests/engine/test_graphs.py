@@ -10,10 +10,11 @@ import torch
 from support.checkpoints import VOCAB_SIZE, tiny_bert, tiny_llama, tiny_t5
 from support.device import DEVICE, ON_GPU
 from support.engine import engine_of, expected, generate, null_engine, request, run
-from support.graphs import EmulatedGraphs, HostReadError, Recorder
+from support.graphs import EmulatedGraphs, HostReadError, Recorder, recorded
 from tercet.kernels import dispatch
 from tercet.server.engine import tuning
-from tercet.server.engine.decode_steps import DecodeSteps
+from tercet.server.engine.beam_tables import BeamTables
+from tercet.server.engine.decode_steps import Bucket, DecodeSteps
 from tercet.server.engine.encoder_steps import EncoderSteps
 from tercet.server.engine.graphs import CudaGraphs, Graphs
 from tercet.server.engine.lanes import Lanes
@@ -106,16 +107,6 @@ def test_vectors_are_those_of_launched_batches(tmp_path, layout):
         assert stats.replayed_steps == (stored <= 13)
 
 
-def recorded(*runs):
-    """What each launches; a host that reads a tensor raises."""
-    found = []
-    for launch in runs:
-        with torch.inference_mode(), Recorder() as recorder:
-            launch()
-        found.append(recorder.described())
-    return found
-
-
 @pytest.mark.skipif(ON_GPU, reason="a graph of a GPU refuses by itself what is forbidden here")
 def test_a_step_launches_the_same_whatever_is_in_it(model):
     """The same ops and kernels at the same addresses with the same numbers."""
@@ -123,9 +114,9 @@ def test_a_step_launches_the_same_whatever_is_in_it(model):
     cache.k.zero_()
     cache.v.zero_()
     graphs = Graphs(EmulatedGraphs())
-    steps = DecodeSteps(model, cache, lanes, graphs)
+    steps = DecodeSteps(model, cache, lanes, BeamTables(2, 64, model.device), graphs)
     read, *draws = partial(steps._read, 2), *(partial(steps._draw, 2, likeliest) for likeliest in CLASSES)
-    graphs.capture(("decode", 2), read)
+    graphs.capture(("decode", Bucket(2, beams=False)), read)
     recordings = []
     # Of each lane that takes part, its tokens so far and the last of them.
     for filled in ({0: [9, 4], 1: [30, 7]}, {1: [2, 50]}):

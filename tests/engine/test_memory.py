@@ -7,7 +7,7 @@ import torch
 
 from support.engine import settings
 from support.null_model import NullModel
-from tercet.server.engine.beam_rows import BeamTables
+from tercet.server.engine.beam_tables import BeamTables
 from tercet.server.engine.lanes import Lanes
 from tercet.server.engine.memory import (
     TooLargeError,
@@ -79,7 +79,8 @@ def test_a_head_takes_memory_too(task, outputs, more):
 def test_what_is_known_of_rows_takes_memory_too(family):
     model, chosen = NullModel(family), settings(max_rows=8)
     cpu = torch.device("cpu")
-    lanes, beams = Lanes(8, *lane_pages(model, chosen), cpu), BeamTables(8, model.max_length, cpu)
+    lanes = Lanes(8, *lane_pages(model, chosen), cpu)
+    beams = BeamTables(8, lanes.page_table.shape[1] * chosen.page_size, cpu)
     tables = [lanes._flat, *vars(beams).values()]
     counted = working_bytes(model, chosen, replays=False) - activation_bytes(model, chosen)
     assert counted == sum(table.nbytes for table in tables)

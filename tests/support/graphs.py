@@ -102,6 +102,16 @@ class Recorder(TorchDispatchMode):
         return lines
 
 
+def recorded(*runs):
+    """What each launches; a host that reads a tensor raises."""
+    found = []
+    for launch in runs:
+        with torch.inference_mode(), Recorder() as recorder:
+            launch()
+        found.append(recorder.described())
+    return found
+
+
 class EmulatedGraphs:
     """As `tercet.server.engine.graphs.CudaGraphs`, with the kernels in Triton's interpreter."""
 

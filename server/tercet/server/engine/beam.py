@@ -5,7 +5,7 @@ best continuations of a step can all be of one beam: nothing is copied then, but
 holds the keys of each of its tokens, and attention reads them there (`key_rows`). Full pages of the prompt are held
 once; behind them every row has pages of its own, and only it writes there.
 
-What decides about beams is on the device (`beam_rows`), so that no launch waits for it. The host follows one step
+What decides about beams is on the device (`beam_step`), so that no launch waits for it. The host follows one step
 behind: it keeps the texts, and knows when the search is over.
 """
 
@@ -40,7 +40,7 @@ class Continuation(NamedTuple):
     tokens: list[int]
     """What they continue them with."""
     finished: list[int]
-    """What is in each place now: what was in a place, or from the number of places on, a candidate."""
+    """What is in each place now: what was in a place, or -1 less the number of a candidate."""
     ended: list[int]
     """Whether there is a finished beam in each place."""
     candidates: list[tuple[int, int]]
@@ -54,7 +54,7 @@ class Hypothesis:
     """A beam that has ended, or the place of one.
 
     Fewer have ended than there are places where nothing is left to choose, or where no score can be above that of a
-    place: a `length_penalty` far below 0. As in transformers such a place is answered as a text without tokens.
+    place: a `length_penalty` far below 0. Such a place is answered as a text without tokens.
     """
 
     tokens: list[int]
@@ -110,41 +110,19 @@ class BeamSearch(Sequence):
         return self.remaining
 
     @property
-    def behind(self) -> int:
-        """Tokens behind the shared pages."""
-        return self.length - self.first_own
-
-    @property
     def first_holders(self) -> list[int]:
-        """For each beam the one that holds what is behind the shared pages, where it starts or starts again."""
-        return list(range(self.widest)) if self._branched else [0] * self.widest
+        """For each beam the lane of the one that holds what it has read, where the search starts or starts again."""
+        return self.lanes if self._branched else self.lanes[:1] * self.widest
 
     @property
-    def at_limit(self) -> bool:
-        """Whether the next token is the last."""
-        return self.length + 1 >= self.request.limit
-
-    @property
-    def divisor(self) -> float:
-        """What the score of a text that ends with the next token is divided by."""
-        return self._next**self.request.sampling.length_penalty
-
-    @property
-    def best_divisor(self) -> float:
-        """What the best score that a running beam can still get is divided by, as `early_stopping` has it."""
-        early, penalty = self.request.sampling.early_stopping, self.request.sampling.length_penalty
-        longest = self.request.limit - len(self.request.prompt) if early == "never" and penalty > 0 else self._next
-        return longest**penalty
-
-    @property
-    def _next(self) -> int:
-        """Tokens generated once the next is."""
-        return self.length - len(self.request.prompt) + 1
+    def beams(self) -> list[Sequence]:
+        """Its beams, with the pages and lanes that `rows` gave them."""
+        return self._beams
 
     @property
     def _branched(self) -> bool:
         """Whether the beams differ."""
-        return self._next > 1
+        return self.length > len(self.request.prompt)
 
     def page_count(self, page_size: int) -> int:
         return self._shared + self.widest * (super().page_count(page_size) - self._shared)
@@ -155,7 +133,8 @@ class BeamSearch(Sequence):
             own = self.pages[self._shared + beam :: self.widest]
             row.pages = self._dealt[beam]  # the same list as long as it runs, which only grows
             row.pages += (self.pages[: self._shared] + own)[len(row.pages) :]
-            row.lanes, row.drawn = self.lanes[beam : beam + 1], self.drawn
+            row.lanes, row.head = self.lanes[beam : beam + 1], self.lanes[0]
+            row.computed, row.drawn = self.computed, self.drawn
         return self._beams[: self.width]
 
     def restart(self, computed: int) -> None:
@@ -171,9 +150,8 @@ class BeamSearch(Sequence):
 
     def advance(self, step: Continuation) -> bool:
         """Continues the beams as the device did; whether the search is over."""
-        places = self.widest
         finished = [
-            self._finished[place] if place < places else self._hypothesis(*step.candidates[place - places])
+            self._finished[place] if place >= 0 else self._hypothesis(*step.candidates[-1 - place])
             for place in step.finished
         ]
         self._finished, self.finished_scores, self.ended = finished, step.finished_scores, step.ended

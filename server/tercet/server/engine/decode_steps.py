@@ -2,72 +2,132 @@
 
 A graph is of a bucket of rows, which are the first lanes; those that take no part in a step are empty rows of it. The
 host tells what is new of lanes, if anything is; inputs are made on the device.
+
+Rows may be beams: those of a search that has read its prompt but for the last token, too, which then all read it. Where
+any row is, keys are read where `BeamTables` says that they are, and one graph continues the searches, however many
+beams each has.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from tercet.server.engine.beam import BeamSearch
-from tercet.server.engine.sampler import CLASSES, SamplingRows, draw
-from tercet.server.engine.tuning import decode_buckets
+from tercet.server.engine.beam_step import Searches, continue_beams
+from tercet.server.engine.sampler import CLASSES, SamplingRows, draw, likeliest_of
+from tercet.server.engine.tuning import BEAM_CANDIDATES, BEAMS, decode_buckets
 from tercet.server.models import DecoderBatch, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
+    from tercet.server.engine.beam_tables import BeamTables
     from tercet.server.engine.graphs import Graphs
     from tercet.server.engine.lanes import Lanes
     from tercet.server.engine.scheduler import Chunk
+    from tercet.server.engine.sequence import Sequence as Row
     from tercet.server.models import KVCache, Model
+
+
+class Bucket(NamedTuple):
+    """Decode steps of one graph."""
+
+    rows: int
+    beams: bool
+    """Whether any row is one."""
+
+
+class Step:
+    """The rows of a decode step, and what of it is replayed beside the model."""
+
+    def __init__(self, sequences: list[Row]) -> None:
+        self.sequences = sequences
+        self.searches = [sequence for sequence in sequences if isinstance(sequence, BeamSearch)]
+        self.singles = [s for s in sequences if not isinstance(s, BeamSearch)] if self.searches else sequences
+        plain = all(sequence.request.plain for sequence in self.singles)
+        self.draws = not self.singles or (plain and not self.searches)
+        """Whether a graph draws the tokens of all that are no searches,"""
+        self.likeliest = likeliest_of(sequence.request.sampling for sequence in self.singles)
+        """among so many of the likeliest."""
+        self.continues = all(map(_is_small, self.searches))
+        """Whether a graph continues all searches."""
+
+    def rows(self) -> Iterable[Row]:
+        """With the pages of each."""
+        if not self.searches:
+            return self.sequences
+        for search in self.searches:
+            search.rows()
+        return chain(self.singles, *(search.beams for search in self.searches))
+
+
+def _is_small(search: BeamSearch) -> bool:
+    """Whether a graph has room for its beams and candidates, and need not change scores."""
+    return search.widest <= BEAMS and search.candidates <= BEAM_CANDIDATES and not search.request.processed
 
 
 class DecodeSteps:
     """The graphs of one model's decode steps."""
 
-    def __init__(self, model: Model, cache: KVCache, lanes: Lanes, graphs: Graphs) -> None:
-        self._model, self._cache, self._lanes, self._graphs = model, cache, lanes, graphs
+    def __init__(self, model: Model, cache: KVCache, lanes: Lanes, tables: BeamTables, graphs: Graphs) -> None:
+        self._model, self._cache, self._lanes, self._tables, self._graphs = model, cache, lanes, tables, graphs
         self._buckets = decode_buckets(lanes.count)
+        self._beam_buckets = tuple(rows for rows in self._buckets if rows > 1)
         self._every = torch.arange(self._buckets[-1], dtype=torch.int32, device=model.device)
 
     def capture(self) -> None:
         """Records the steps, while no row runs: the largest first, in whose memory the others find room."""
-        captured: list[int] = []
-        for rows in reversed(self._buckets):
-            run = partial(self._read, rows)
-            if self._graphs.capture(("decode", rows), run) and all(
-                self._graphs.capture(("draw", rows, likeliest), partial(self._draw, rows, likeliest))
-                for likeliest in CLASSES
-            ):
-                captured.append(rows)
-        self._buckets = tuple(reversed(captured))
+        self._buckets = tuple(filter(self._capture, reversed(self._buckets)))[::-1]
+        self._beam_buckets = tuple(filter(self._capture_beams, reversed(self._beam_buckets)))[::-1]
 
-    def bucket(self, chunks: Sequence[Chunk]) -> int | None:
-        """The rows of the step that has all of these; None if there is none."""
-        last = 0
+    def bucket(self, chunks: Sequence[Chunk]) -> Bucket | None:
+        """That of the step that has all of these; None if there is none."""
+        last, beams = 0, False
         for sequence, _ in chunks:
-            if sequence.length - sequence.computed != 1 or isinstance(sequence, BeamSearch):
+            if sequence.length - sequence.computed != 1:
                 return None
-            lane = sequence.lanes[0]
-            last = max(last, lane)
-        place = bisect_left(self._buckets, last + 1)
-        return self._buckets[place] if place < len(self._buckets) else None
+            last = max(last, sequence.lanes[-1])
+            beams = beams or isinstance(sequence, BeamSearch)
+        buckets = self._beam_buckets if beams else self._buckets
+        place = bisect_left(buckets, last + 1)
+        return Bucket(buckets[place], beams) if place < len(buckets) else None
 
-    def read(self, rows: int) -> Tensor:
+    def read(self, bucket: Bucket) -> Tensor:
         """The final hidden states [rows, hidden] of each active row's last token."""
-        return self._graphs.replay(("decode", rows))
+        return self._graphs.replay(("decode", bucket))
 
     def draw(self, rows: int, likeliest: int | None) -> Tensor:
-        """The next token of each active row, int64 [rows], by what was just read; `likeliest` is of `CLASSES`."""
+        """The next token of each active row, int64 [rows], by what was just read, none of it beams; `likeliest` is of
+        `CLASSES`.
+        """
         return self._graphs.replay(("draw", rows, likeliest))
 
-    def _read(self, rows: int) -> Tensor:
+    def continue_beams(self, rows: int) -> tuple[Tensor, Tensor]:
+        """How the active searches go on by what was just read, by the first lane of each: `beam_step.continue_beams`'s
+        answer.
+        """
+        return self._graphs.replay(("beams", rows))
+
+    def _capture(self, rows: int) -> bool:
+        return self._graphs.capture(("decode", Bucket(rows, beams=False)), partial(self._read, rows)) and all(
+            self._graphs.capture(("draw", rows, likeliest), partial(self._draw, rows, likeliest))
+            for likeliest in CLASSES
+        )
+
+    def _capture_beams(self, rows: int) -> bool:
+        run = partial(self._read, rows, beams=True)
+        return self._graphs.capture(("decode", Bucket(rows, beams=True)), run) and self._graphs.capture(
+            ("beams", rows), partial(self._continue_beams, rows)
+        )
+
+    def _read(self, rows: int, *, beams: bool = False) -> Tensor:
         lanes, page_size = self._lanes, self._cache.page_size
         active, table = lanes.active[:rows], lanes.page_table[:rows]
         positions = lanes.length[:rows] * active
@@ -82,6 +142,7 @@ class DecodeSteps:
             kv_length=kv_length,
             page_table=table,
             longest_kv=table.shape[1] * page_size,
+            key_rows=self._key_rows(rows) if beams else None,
             cross_page_table=lanes.cross_page_table[:rows] if crossed else None,
             cross_length=lanes.cross_length[:rows] * active if crossed else None,
             longest_cross=lanes.cross_page_table.shape[1] * page_size,
@@ -94,7 +155,27 @@ class DecodeSteps:
         lanes, vocabulary = self._lanes, self._model.target_vocab_size
         draws = lanes.draws(rows)
         how = SamplingRows(draws.filters, draws.seed, draws.sample, lanes.length[:rows], likeliest=likeliest)
-        tokens = draw(self._model, self._graphs.output(("decode", rows)), how).tokens
+        tokens = draw(self._model, self._graphs.output(("decode", Bucket(rows, beams=False))), how).tokens
         last = lanes.last_token[:rows]
         last.copy_(torch.where(lanes.active[:rows] > 0, tokens.clamp(max=vocabulary - 1).int(), last))
         return tokens
+
+    def _key_rows(self, rows: int) -> Tensor:
+        """int32 [rows, longest]: the rows are lanes."""
+        beams = self._lanes.head[:rows, None] >= 0
+        return torch.where(beams, self._tables.holders[:rows], self._every[:rows, None])
+
+    def _continue_beams(self, rows: int) -> tuple[Tensor, Tensor]:
+        lanes, every = self._lanes, self._every[:rows]
+        takes_part = (lanes.active[:rows] > 0) & (lanes.head[:rows] >= 0)
+        searches = Searches(
+            heads=every,
+            slot=torch.where(takes_part, lanes.head[:rows], rows),
+            row=every,
+            beams=BEAMS,
+            candidates=BEAM_CANDIDATES,
+            ends=BEAM_CANDIDATES // 2 - 1,
+            longest=self._tables.holders.shape[1],
+        )
+        logits = self._model.logits(self._graphs.output(("decode", Bucket(rows, beams=True))))
+        return continue_beams(logits.log_softmax(-1), searches, lanes, self._tables)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from tercet.server.engine.beam import BeamSearch
-from tercet.server.engine.beam_rows import BeamRows, Placed, key_rows, pack_beams, start_beams, unpack_beams
+from tercet.server.engine.beam_rows import BeamRows, Placed, key_rows, pack_beams, unpack_beams
+from tercet.server.engine.beam_tables import pack_started
 from tercet.server.engine.lanes import ALIGNED
 from tercet.server.engine.layout import Flat, put_rows
 from tercet.server.engine.pages import pages_of
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from tercet.server.engine.beam_rows import BeamTables
+    from tercet.server.engine.beam_tables import BeamTables
     from tercet.server.engine.lanes import Lanes
     from tercet.server.engine.scheduler import Chunk
     from tercet.server.engine.sequence import Sequence as Row
@@ -45,11 +47,9 @@ class DecoderWork:
     """Sequences that choose a token, since the batch has their last one."""
     sampling: SampledRows | None
     """Theirs; None if there are none."""
-    groups: list[list[Placed]]
-    """The beam searches that go on, by kind."""
+    searches: list[BeamSearch]
+    """Those that go on, since the batch has the last token of each."""
     beams: BeamRows | None
-    lanes: Tensor
-    """int32 [B]: of all rows."""
     copies: int
 
 
@@ -68,7 +68,13 @@ class _Taken:
     """and the lanes where they are."""
     sampled: list[Row] = field(default_factory=list["Row"])
     sampling_rows: list[int] = field(default_factory=list[int])
-    searches: list[Placed] = field(default_factory=list[Placed])
+    searches: list[BeamSearch] = field(default_factory=list["BeamSearch"])
+    placed: list[Placed] = field(default_factory=list[Placed])
+    """Those of them that go on."""
+    followers: list[Row] = field(default_factory=list["Row"])
+    """Beams that have no rows yet, since what they have read is the same,"""
+    followed: list[int] = field(default_factory=list[int])
+    """and the row that reads it for each."""
 
 
 def decoder_work(
@@ -83,12 +89,17 @@ def decoder_work(
     buffer.put("kv_length", taken.ends)
     buffer.put("token_ids", taken.ids)
     buffer.put("lanes", [row.lanes[0] for row in rows])
-    tables.update(rows)
+    tables.update(chain(rows, taken.followers))
     tables.put(buffer)
     crossed = any(sources)
     if crossed:
         buffer.put("cross_length", sources)
-    groups = pack_beams(buffer, taken.searches)
+    pack_started(buffer, taken.searches)
+    if taken.followers:
+        buffer.put("followers", [row.lanes[0] for row in taken.followers])
+        buffer.put("followed", taken.followed)
+    if taken.placed:
+        pack_beams(buffer, taken.placed)
     if sampled:
         put_sampling(buffer, sampled, taken.sampling_rows)
     if taken.unknown:
@@ -96,7 +107,7 @@ def decoder_work(
         buffer.put("unknown_lanes", taken.unknown_lanes)
     views = buffer.upload(device)
     tables.take(views)
-    start_beams(views, beams, max(taken.ends))
+    beams.start(views)
     if taken.unknown:
         views["token_ids"][views["unknown"]] = tables.last_token[views["unknown_lanes"]]
 
@@ -111,20 +122,22 @@ def decoder_work(
         kv_length=views["kv_length"],
         page_table=table,
         longest_kv=max(taken.ends),
-        key_rows=key_rows(views, beams, len(rows), max(taken.ends)),
+        key_rows=key_rows(beams, tables, views["lanes"], max(taken.ends))
+        if any(search.width > 1 for search in taken.searches)
+        else None,
         cross_page_table=_pages(tables.cross_page_table, views["lanes"], pages_of(max(sources), page_size))
         if crossed
         else None,
         cross_length=views["cross_length"] if crossed else None,
         longest_cross=max(sources),
     )
+    _tell_lengths(tables, views)
     return DecoderWork(
         batch,
         sampled=sampled,
         sampling=sampled_rows(views, sampled, tables) if sampled else None,
-        groups=groups,
-        beams=unpack_beams(views, groups) if groups else None,
-        lanes=views["lanes"],
+        searches=[search for _, search in taken.placed],
+        beams=unpack_beams(views, taken.placed) if taken.placed else None,
         copies=buffer.copies,
     )
 
@@ -132,6 +145,14 @@ def decoder_work(
 def _pages(table: Tensor, lanes: Tensor, width: int) -> Tensor:
     """The first `width` pages of some lanes: int32 [lanes, width]."""
     return table[:, :width].index_select(0, lanes)
+
+
+def _tell_lengths(tables: Lanes, views: dict[str, Tensor]) -> None:
+    """Lets the lanes know how far their rows are once the batch is read, where replayed steps go on from."""
+    length = views["kv_length"]
+    tables.length[views["lanes"]] = length
+    if "followers" in views:
+        tables.length[views["followers"]] = length[views["followed"]]
 
 
 def put_sampling(buffer: PackedBuffer, sampled: list[Row], rows: list[int]) -> None:
@@ -148,14 +169,24 @@ def sampled_rows(views: dict[str, Tensor], sampled: list[Row], tables: Lanes) ->
     return SampledRows(views["sampling_rows"], views["sampling_lanes"][: len(sampled)], how)
 
 
+def _take_search(taken: _Taken, search: BeamSearch, *, goes_on: bool) -> None:
+    first, width = len(taken.rows), search.width
+    taken.searches.append(search)
+    taken.followers.extend(search.beams[width:])
+    taken.followed.extend([first] * (search.widest - width))
+    if goes_on:
+        taken.placed.append(Placed(range(first, first + width), search))
+
+
 def _take(chunks: Sequence[Chunk]) -> _Taken:
     taken = _Taken()
     rows, lengths, ends, ids = taken.rows, taken.lengths, taken.ends, taken.ids
     for sequence, length in chunks:
         end = sequence.computed + length
         if isinstance(sequence, BeamSearch):
-            taken.searches.append(Placed(len(rows), sequence, length))
-            rows += (found := sequence.rows())
+            found = sequence.rows()
+            _take_search(taken, sequence, goes_on=end == sequence.length)
+            rows += found
         else:
             if end == sequence.length:
                 taken.sampled.append(sequence)

@@ -6,13 +6,13 @@ tells what it decides: which row a lane is of, its pages, how it is sampled, whe
 
 from __future__ import annotations
 
-import struct
 from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from tercet.server.engine.sampler import Filters, filters_of
+from tercet.server.engine.transfer import words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ALIGNED = 4  # elements: every table begins where Triton can load 16 bytes at once
 
-ACTIVE, LENGTH, LAST_TOKEN, SAMPLE, CROSS_LENGTH, TOP_K, TEMPERATURE, TOP_P, MIN_P = FIELDS = range(9)
+ACTIVE, LENGTH, LAST_TOKEN, SAMPLE, HEAD, CROSS_LENGTH, TOP_K, TEMPERATURE, TOP_P, MIN_P = FIELDS = range(10)
 
 
 class Draws(NamedTuple):
@@ -57,6 +57,10 @@ class Lanes:
         """int32 [lanes]: tokens whose keys and values are in pages."""
         self.last_token = self._scalars[LAST_TOKEN]
         """int32 [lanes]: the last one drawn, which comes after those."""
+        self.sample = self._scalars[SAMPLE]
+        """int32 [lanes]: which sample of its request a row is, or which beam of its search."""
+        self.head = self._scalars[HEAD]
+        """int32 [lanes]: the first lane of the search that a row is a beam of; -1 for others."""
         self.cross_length = self._scalars[CROSS_LENGTH]
         """int32 [lanes]: tokens of the source."""
         self.page_table = self._flat[self._pages_at : self._cross_at].view(count, self._width)
@@ -124,15 +128,16 @@ class Lanes:
         scalars = {
             LENGTH: row.computed,
             SAMPLE: row.sample,
+            HEAD: row.head,
             CROSS_LENGTH: len(request.source),
             TOP_K: top_k,
-            **dict(zip((TEMPERATURE, TOP_P, MIN_P), _words("3f", temperature, top_p, min_p), strict=True)),
+            **dict(zip((TEMPERATURE, TOP_P, MIN_P), words("3f", temperature, top_p, min_p), strict=True)),
         }
         if not row.drawn:
             scalars[LAST_TOKEN] = row.tokens[-1]
         for field, value in scalars.items():
             self._tell(field * self._stride + lane, (value,))
-        self._tell(self._seeds_at + 2 * lane, _words("Q", request.sampling.seed))
+        self._tell(self._seeds_at + 2 * lane, words("Q", request.sampling.seed))
         self._tell(self._pages_at + lane * self._width, row.pages)
         self._tell(self._cross_at + lane * self._cross_width, request.cross_pages)
 
@@ -150,9 +155,3 @@ def aligned(count: int) -> int:
 def lane_bytes(pages: int, cross_pages: int) -> int:
     """Bytes of a lane in all tables."""
     return 4 * (len(FIELDS) + 2 + aligned(pages) + aligned(cross_pages))
-
-
-def _words(kind: str, *values: float) -> tuple[int, ...]:
-    """Values as the device's int32 words."""
-    data = struct.pack(f"={kind}", *values)
-    return struct.unpack(f"={len(data) // 4}i", data)

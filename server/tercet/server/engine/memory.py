@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tercet.server.engine.beam_rows import beam_bytes
-from tercet.server.engine.lanes import lane_bytes
+from tercet.server.engine.beam_tables import beam_bytes
+from tercet.server.engine.lanes import aligned, lane_bytes
 from tercet.server.engine.pages import pages_of
 from tercet.server.engine.sampler import CLASSES
 from tercet.server.engine.tuning import decode_buckets, encoder_buckets
@@ -23,6 +23,9 @@ HIDDEN_BUFFERS = 8
 # logits are written, take less.
 LOGIT_BUFFERS = 4
 
+# Tables of which lane holds each key that are alive at once, beside the one that stays.
+HOLDER_BUFFERS = 2
+
 # What a driver keeps of a captured graph: an allowance, two kilobytes for each of a thousand launches.
 GRAPH_BYTES = 2 << 20
 
@@ -39,7 +42,7 @@ class TooLargeError(Exception):
 
 def activation_bytes(model: Model, settings: EngineSettings) -> int:
     """An upper estimate of what the largest batch needs beside weights and pages."""
-    layer = settings.max_batch_tokens * _layer_elements(model)
+    layer = settings.max_batch_tokens * _layer_elements(model) + _beam_elements(model, settings)
     return FLOAT_BYTES * (layer + _head_elements(model, settings))
 
 
@@ -47,9 +50,10 @@ def graph_bytes(model: Model, settings: EngineSettings) -> int:
     """An upper estimate of what replayed batches need: one pool for the largest, and the outputs of all."""
     tokens = [bucket.tokens for bucket in encoder_buckets_of(model, settings)]
     rows = decode_buckets(settings.max_rows) if generates(model) else ()
-    graphs = len(tokens) + len(rows) * (1 + len(CLASSES))
+    graphs = len(tokens) + len(rows) * (1 + len(CLASSES)) + 2 * sum(count > 1 for count in rows)
     pool = max((0, *tokens, *rows)) * _layer_elements(model) + (_head_elements(model, settings) if rows else 0)
-    outputs = sum((*tokens, *rows)) * model.hidden_size
+    pool += _beam_elements(model, settings)
+    outputs = sum((*tokens, *rows, *rows)) * model.hidden_size
     return FLOAT_BYTES * (pool + outputs) + GRAPH_BYTES * graphs
 
 
@@ -108,8 +112,9 @@ def longest_sequence_pages(model: Model, settings: EngineSettings) -> int:
 
 def working_bytes(model: Model, settings: EngineSettings, *, replays: bool) -> int:
     """What an engine needs beside weights and pages: for a batch, for its lanes, and for graphs if it `replays` any."""
-    lane = lane_bytes(*lane_pages(model, settings)) + (beam_bytes(model.max_length) if generates(model) else 0)
-    lanes = settings.max_rows * lane
+    pages = lane_pages(model, settings)
+    beams = beam_bytes(aligned(pages[0]) * settings.page_size) if generates(model) else 0
+    lanes = settings.max_rows * (lane_bytes(*pages) + beams)
     return activation_bytes(model, settings) + lanes + (graph_bytes(model, settings) if replays else 0)
 
 
@@ -151,6 +156,11 @@ def _layer_elements(model: Model) -> int:
     stacks = model.spec.stacks.values()
     hidden = max(stack.hidden_size + stack.heads * stack.head_dim for stack in stacks)
     return HIDDEN_BUFFERS * hidden + max(stack.intermediate_size * (3 if stack.gated else 2) for stack in stacks)
+
+
+def _beam_elements(model: Model, settings: EngineSettings) -> int:
+    """What tells where the keys of beams are, of every row: for attention, and while it changes."""
+    return settings.max_rows * HOLDER_BUFFERS * lane_pages(model, settings)[0] * settings.page_size
 
 
 def _head_elements(model: Model, settings: EngineSettings) -> int:

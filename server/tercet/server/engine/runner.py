@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from tercet.server.engine.beam_rows import BeamTables, continuations, continue_beams
-from tercet.server.engine.decode_steps import DecodeSteps
+from tercet.server.engine.beam_rows import Placed, continuations, pack_beams, unpack_beams
+from tercet.server.engine.beam_step import continue_beams
+from tercet.server.engine.beam_tables import BeamTables, pack_started
+from tercet.server.engine.decode_steps import DecodeSteps, Step
 from tercet.server.engine.decoder_batch import decoder_work, put_sampling, sampled_rows
 from tercet.server.engine.encoder_batch import encoder_work
 from tercet.server.engine.encoder_steps import EncoderSteps
-from tercet.server.engine.sampler import choices, draw, likeliest_of
+from tercet.server.engine.processors import process
+from tercet.server.engine.sampler import choices, draw
 from tercet.server.engine.transfer import Download, PackedBuffer
 from tercet.server.models import Source
 
@@ -23,12 +27,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tercet.server.engine.beam import BeamSearch, Continuation
+    from tercet.server.engine.beam_rows import BeamRows
+    from tercet.server.engine.decode_steps import Bucket
     from tercet.server.engine.decoder_batch import SampledRows
     from tercet.server.engine.encoder_batch import Whole
     from tercet.server.engine.graphs import Graphs
     from tercet.server.engine.lanes import Lanes
     from tercet.server.engine.reading import Answer, Part
-    from tercet.server.engine.sampler import Choice, Drawn
+    from tercet.server.engine.sampler import Choice, Drawn, SamplingRows
     from tercet.server.engine.scheduler import Chunk
     from tercet.server.engine.sequence import Sequence as Row
     from tercet.server.engine.tuning import EncoderBucket
@@ -72,6 +78,31 @@ class Chosen(NamedTuple):
     continuations: list[tuple[BeamSearch, Continuation]]
 
 
+@dataclass
+class Choosing:
+    """Makes `Chosen` of the host's copies of what a pass gave: what sequences drew, and then how searches go on."""
+
+    singles: list[Row]
+    how: SamplingRows | None
+    """How they drew; None if a graph did it."""
+    searches: list[BeamSearch]
+    places: Sequence[int] = ()
+    """Where their tokens lie, of a graph's rows."""
+    heads: Sequence[int] | None = None
+    """Where it is told how the searches go on; None if one after another."""
+
+    def read(self, arrays: list[NDArray[Any]]) -> Chosen:
+        """`arrays` are the host's copies."""
+        drawn, told = (arrays[:-2], arrays[-2:]) if self.searches else (arrays, [])
+        if self.how:
+            made = choices(drawn, self.how)
+        else:
+            made = [(token, None) for token in drawn[0][self.places].tolist()] if self.places else []
+        heads = range(len(self.searches)) if self.heads is None else self.heads
+        found = continuations(told, self.searches, heads) if self.searches else []
+        return Chosen(list(zip(self.singles, made, strict=True)), list(zip(self.searches, found, strict=True)))
+
+
 class Runner:
     """A model, its cache, what the device knows of the rows that run, and the layout of batches.
 
@@ -95,15 +126,15 @@ class Runner:
         """
         self._model, self._cache, self._lanes, self._max_rows, self._padded = model, cache, lanes, max_rows, padded
         self._page_size = cache.page_size if cache else 1
-        self._beams = BeamTables(len(lanes.last_token), model.max_length if cache else 0, model.device)
-        self._last: tuple[list[Row], bool, int | None] = ([], True, None)  # rows replayed last, and how they drew
+        self._beams = BeamTables(lanes.count if cache else 0, lanes.page_table.shape[1] * self._page_size, model.device)
+        self._last = Step([])
         self._encoder_steps: EncoderSteps | None = None
         self._steps: DecodeSteps | None = None
         if graphs and encoder_buckets:
             self._encoder_steps = EncoderSteps(model, cache, graphs, encoder_buckets)
             self._encoder_steps.capture()
         if graphs and cache:
-            self._steps = DecodeSteps(model, cache, lanes, graphs)
+            self._steps = DecodeSteps(model, cache, lanes, self._beams, graphs)
             self._steps.capture()
 
     @torch.inference_mode()
@@ -149,63 +180,61 @@ class Runner:
         """Computes the next tokens of each row and chooses how sequences go on of which all tokens are computed."""
         if self._cache is None:
             raise ValueError("a model without a cache can't decode")
-        if self._steps and (rows := self._steps.bucket(chunks)):
-            return self._replay(self._steps, [sequence for sequence, _ in chunks], rows)
+        if self._steps and (bucket := self._steps.bucket(chunks)):
+            return self._replay(self._steps, [sequence for sequence, _ in chunks], bucket)
         model = self._model
         work = decoder_work(
             chunks, self._lanes, self._beams, page_size=self._page_size, padded=self._padded, device=model.device
         )
         hidden = model.decode(work.batch, self._cache)
-        if self._steps:  # which read there how far rows are
-            self._lanes.length[work.lanes] = work.batch.kv_length
         last = work.batch.rows.start + work.batch.rows.length - 1
         sampling, beams = work.sampling, work.beams
         tensors: list[Tensor] = []
         if sampling is not None:
             tensors += self._draw(hidden.index_select(0, last[sampling.rows]), sampling).tensors
-        told = len(tensors)
         if beams is not None:
-            logits = model.logits(hidden.index_select(0, last[beams.rows]))
-            tensors += continue_beams(logits, beams, self._beams, self._lanes.last_token)
+            tensors += self._continue(hidden.index_select(0, last[beams.rows]), beams)
+        chosen = Choosing(work.sampled, sampling.how if sampling else None, work.searches)
+        return Pass(work.batch.rows.tokens, work.copies, tensors, chosen.read)
 
-        def chosen(arrays: list[NDArray[Any]]) -> Chosen:
-            made = choices(arrays[:told], sampling.how) if sampling is not None else []
-            searches = [placed.search for group in work.groups for placed in group]
-            found = continuations(arrays[told:], work.groups)
-            return Chosen(list(zip(work.sampled, made, strict=True)), list(zip(searches, found, strict=True)))
-
-        return Pass(work.batch.rows.tokens, work.copies, tensors, chosen)
-
-    def _replay(self, steps: DecodeSteps, sequences: list[Row], rows: int) -> Pass[Chosen]:
-        """A decode step from a graph; rows that need more than their filters draw as ever."""
-        lanes = self._lanes
-        if sequences != self._last[0]:  # most steps have the rows of the one before
-            plain = all(sequence.request.plain for sequence in sequences)
-            self._last = sequences, plain, likeliest_of(sequence.request.sampling for sequence in sequences)
-        _, plain, likeliest = self._last
-        places = [sequence.lanes[0] for sequence in sequences]
-        lanes.update(sequences)
-        lanes.activate(set(places))
+    def _replay(self, steps: DecodeSteps, sequences: list[Row], bucket: Bucket) -> Pass[Chosen]:
+        """A decode step from a graph; rows that need more than the graphs of samplers do are launched as ever."""
+        if sequences != self._last.sequences:  # most steps have the rows of the one before
+            self._last = Step(sequences)
+        step, lanes = self._last, self._lanes
+        places = [sequence.lanes[0] for sequence in step.singles]
+        placed = [Placed(search.lanes, search) for search in step.searches]
+        lanes.update(step.rows())
+        lanes.activate({*places, *chain.from_iterable(rows for rows, _ in placed)})
         buffer = PackedBuffer()
         views: dict[str, Tensor] = {}
         lanes.put(buffer)
-        if not plain:
-            put_sampling(buffer, sequences, places)
+        pack_started(buffer, step.searches)
+        if not step.draws:
+            put_sampling(buffer, step.singles, places)
+        if not step.continues:
+            pack_beams(buffer, placed)
         if buffer.fields:
             views = buffer.upload(self._model.device)
             lanes.take(views)
-        hidden = steps.read(rows)
-        if plain:
-            how, tensors = None, [steps.draw(rows, likeliest)]
-        else:
-            sampling = sampled_rows(views, sequences, lanes)
-            how, tensors = sampling.how, self._draw(hidden.index_select(0, sampling.rows), sampling).tensors
-
-        def chosen(arrays: list[NDArray[Any]]) -> Chosen:
-            made = choices(arrays, how) if how else [(token, None) for token in arrays[0][places].tolist()]
-            return Chosen(list(zip(sequences, made, strict=True)), [])
-
-        return Pass(rows, buffer.copies, tensors, chosen, replayed=True)
+            self._beams.start(views)
+        hidden = steps.read(bucket)
+        tensors: list[Tensor] = []
+        chosen = Choosing(step.singles, None, step.searches)
+        if not step.draws:
+            sampling = sampled_rows(views, step.singles, lanes)
+            tensors += self._draw(hidden.index_select(0, sampling.rows), sampling).tensors
+            chosen.how = sampling.how
+        elif places:
+            tensors.append(steps.draw(bucket.rows, step.likeliest))
+            chosen.places = places
+        if not step.continues:
+            beams = unpack_beams(views, placed)
+            tensors += self._continue(hidden.index_select(0, beams.rows), beams)
+        elif placed:
+            tensors += steps.continue_beams(bucket.rows)
+            chosen.heads = [search.lanes[0] for search in step.searches]
+        return Pass(bucket.rows, buffer.copies, tensors, chosen.read, replayed=True)
 
     def _draw(self, hidden: Tensor, sampling: SampledRows) -> Drawn:
         """Draws the next tokens of rows by their final hidden states, and lets the lanes know them."""
@@ -213,6 +242,12 @@ class Runner:
         # One beyond the vocabulary is of a row that will be rejected, but may be read before that.
         self._lanes.last_token[sampling.lanes] = drawn.tokens.clamp(max=self._model.target_vocab_size - 1).int()
         return drawn
+
+    def _continue(self, hidden: Tensor, beams: BeamRows) -> tuple[Tensor, Tensor]:
+        """Continues searches by the final hidden states of their beams, [N, hidden]."""
+        likely = self._model.logits(hidden).log_softmax(-1)
+        process(likely, beams.processors)  # as in transformers, before the scores of the beams are added
+        return continue_beams(likely, beams.searches, self._lanes, self._beams)
 
     def recover(self) -> None:
         """Prepares for the next batch after one has failed. Raises torch.AcceleratorError if the device is lost."""

@@ -96,6 +96,8 @@ class Sequence:
     """Tokens that its pages hold."""
     lanes: list[int] = field(default_factory=list[int])
     """Its places in the tables on the device while it runs, one for each row."""
+    head: int = -1
+    """The first lane of the search that it is a beam of."""
     drawn: int = 0
     """Tokens drawn on the device that the next steps read before the host knows them."""
     state: Literal["waiting", "running", "finished"] = "waiting"

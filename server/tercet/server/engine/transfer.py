@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from array import array
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,6 +77,12 @@ class Download:
         if self._event is not None:
             self._event.synchronize()
         return self._arrays
+
+
+def words(kind: str, *values: float) -> tuple[int, ...]:
+    """Values as the device's int32 words."""
+    data = struct.pack(f"={kind}", *values)
+    return struct.unpack(f"={len(data) // 4}i", data)
 
 
 def _split(data: NDArray[np.uint8], tensors: Sequence[Tensor]) -> list[NDArray[Any]]:

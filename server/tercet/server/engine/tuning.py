@@ -14,6 +14,10 @@ AUTO_LAYOUT = "packed"  # wastes nothing
 DECODE_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Rows of decode steps that are replayed; more rows are launched."""
 
+BEAMS, BEAM_CANDIDATES = 8, 32
+"""The most beams of a search whose steps are replayed, and the most candidates that it chooses from: as many ends as
+there can be to a text times its beams, and once more. Larger ones choose by launches."""
+
 # What is larger keeps a GPU busy for longer than its launches take.
 ENCODER_TOKENS = (32, 64, 128, 256, 512, 1024, 2048)
 """Tokens, as stored, of encoder batches that are replayed,"""

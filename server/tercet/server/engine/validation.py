@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tercet.server.engine.beam_tables import MAX_ENDS
 from tercet.server.engine.memory import longest_read, longest_sequence
 from tercet.server.engine.pages import pages_of
 from tercet.server.wire import Embed, FillMask, Generate, Predict, Score
@@ -164,6 +165,7 @@ class Limits:
             yield f"temperature is {sampling.temperature}, but beam search does not sample"
         if sampling.logprobs:
             yield "logprobs are not reported of beams"
+        yield from _number_errors("eos_ids and stop_ids", len({*message.eos_ids, *message.stop_ids}), 0, MAX_ENDS)
         source, prompt = [], message.token_ids
         if self.family == "seq2seq":
             source, prompt = message.token_ids, message.decoder_ids
