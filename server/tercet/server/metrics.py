@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created
 from prometheus_client import Histogram as PrometheusHistogram
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 # Seconds. The first suits encoders (answers within milliseconds) and long generations alike; those of tokens are
@@ -25,41 +26,59 @@ if TYPE_CHECKING:
 DURATION = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
 _TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+_GAP_SECONDS = 0.2  # between observations of gaps where no output ends
 POWERS = tuple(2.0**i for i in range(15))
 
 
 class Histogram(PrometheusHistogram):
-    """One that takes many equal values at once."""
+    """One that takes many values at once."""
 
-    def observe_all(self, amount: float, count: int) -> None:
-        """As `observe`, `count` times."""
-        self._sum.inc(amount * count)
-        self._buckets[bisect_left(self._upper_bounds, amount)].inc(count)
+    def observe_all(self, counts: Mapping[float, int]) -> None:
+        """As `observe` of each amount as often as it is counted."""
+        buckets: defaultdict[int, int] = defaultdict(int)
+        for amount, count in counts.items():
+            buckets[bisect_left(self._upper_bounds, amount)] += count
+        self._sum.inc(sum(amount * count for amount, count in counts.items()))
+        for bucket, count in buckets.items():
+            self._buckets[bucket].inc(count)
 
 
 class TokenGaps:
-    """Times between the tokens of one model. Those of a step's rows are mostly the same, and are observed together."""
+    """Times between the tokens of one model: those of a step's rows are mostly the same. They are observed together,
+    some times a second and whenever an output ends.
+    """
 
-    __slots__ = ("_arrived", "_counts", "_histogram")
+    __slots__ = ("_arrived", "_counts", "_gaps", "_histogram", "_observed")
 
     def __init__(self, histogram: Histogram) -> None:
         self._histogram = histogram
         self._arrived = 0.0
-        self._counts: defaultdict[float, int] = defaultdict(int)  # since -> tokens
+        self._counts: defaultdict[float, int] = defaultdict(int)  # of the newest step: since -> tokens
+        self._gaps: defaultdict[float, int] = defaultdict(int)  # of those before it: seconds -> tokens
+        self._observed = 0.0  # when
 
     def add(self, arrived: float, since: float, tokens: int) -> None:
         """Tokens that arrived together, where the one before them had arrived at `since`; in order of arrival."""
         if arrived != self._arrived:
-            self.flush()
+            self._gather()
             self._arrived = arrived
+            if arrived - self._observed >= _GAP_SECONDS:
+                self.flush()
         if tokens > 1:  # as if each had come alone
             since = arrived - (arrived - since) / tokens
         self._counts[since] += tokens
 
     def flush(self) -> None:
         """Observes what was added."""
+        self._gather()
+        if self._gaps:
+            self._histogram.observe_all(self._gaps)
+            self._gaps.clear()
+        self._observed = self._arrived
+
+    def _gather(self) -> None:
         for since, tokens in self._counts.items():
-            self._histogram.observe_all(self._arrived - since, tokens)
+            self._gaps[self._arrived - since] += tokens
         self._counts.clear()
 
 

@@ -200,10 +200,9 @@ class EngineMetrics:
             if kernel not in self._launches:
                 self._launches[kernel] = self._metrics.launches.labels(self._model, *kernel.split("/", 1))
             self._advance(kernel, self._launches[kernel], calls)
-        for stats in result.stats:
-            self._steps[stats.phase].observe_all(stats.seconds, 1)
-        for rows, steps in Tally(stats.rows for stats in result.stats).items():
-            self._batch_size.observe_all(rows, steps)
+        for phase, histogram in self._steps.items():
+            histogram.observe_all(Tally(stats.seconds for stats in result.stats if stats.phase == phase))
+        self._batch_size.observe_all(Tally(stats.rows for stats in result.stats))
         for name, counter in self._summed.items():
             counter.inc(sum(map(attrgetter(name), result.stats)))
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tercet.server.wire import Output, StepResult, StepStats
 
-SECONDS = 0.05  # between reports where nothing starts or ends: the supervisor need not count every step by itself
+SECONDS = 0.2  # between reports where nothing starts or ends: the supervisor need not count every step by itself
 
 
 class Reports:

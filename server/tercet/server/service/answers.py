@@ -143,9 +143,7 @@ async def ask(
             results = await answers.wait()
         finally:
             channel.cancel(answers.missing)
-            observed = metrics.request_prompt_tokens.labels(model.name)
-            for length, count in Counter(tokens).items():
-                observed.observe_all(length, count)
+            metrics.request_prompt_tokens.labels(model.name).observe_all(Counter(tokens))
     return [work if isinstance(work, ServiceError) else _together(work, results) for work in works]
 
 
