@@ -111,7 +111,7 @@ def decoder_work(
     if taken.unknown:
         views["token_ids"][views["unknown"]] = tables.last_token[views["unknown_lanes"]]
 
-    flat = Flat(views["start"], views["length"], lengths, padded=padded)
+    flat = Flat(views, "", lengths, padded=padded)
     table = _pages(tables.page_table, views["lanes"], pages_of(max(taken.ends), page_size))
     positions = flat.index + (views["kv_length"] - views["length"])[flat.row]
     batch = DecoderBatch(

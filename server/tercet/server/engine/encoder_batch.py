@@ -172,8 +172,7 @@ class _Texts:
 
     def flat(self, views: dict[str, Tensor]) -> Flat:
         """Where the tokens are on the device."""
-        views = {field: views[f"{self._name}_{field}"] for field in ("start", "length")}
-        return Flat(views["start"], views["length"], self.lengths, padded=self._padded)
+        return Flat(views, f"{self._name}_", self.lengths, padded=self._padded)
 
     def batch(self, views: dict[str, Tensor], flat: Flat, type_ids: Tensor | None = None) -> EncoderBatch:
         """The texts on the device."""

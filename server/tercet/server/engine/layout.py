@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -12,39 +13,38 @@ from tercet.kernels import pad
 from tercet.server.models import Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
     from tercet.server.engine.transfer import PackedBuffer
 
 
+_ascending = array("i")  # from 0 to the longest row so far
+
+
 class Flat:
     """The tokens of a batch on the device: where each is in its row, and their place in padded or packed storage."""
 
-    def __init__(self, start: Tensor, length: Tensor, lengths: Sequence[int], *, padded: bool) -> None:
-        self._start, self._length, self._padded = start, length, padded
-        self._tokens = sum(lengths)
-        self.index = self._count(self._tokens) - self._of_tokens(start)
+    def __init__(self, views: Mapping[str, Tensor], prefix: str, lengths: Sequence[int], *, padded: bool) -> None:
+        """`views`: of a buffer into which `put_rows` has put these lengths."""
+        self._start, self._length, self._padded = views[f"{prefix}start"], views[f"{prefix}length"], padded
+        self.index = views[f"{prefix}index"]
         """int32 [packed tokens]: the index of each token in its row."""
         longest, size = max(lengths), len(lengths) * max(lengths)
         self.rows = (
-            Rows(start=self._count(size, longest), length=length, longest=longest, tokens=size)
+            Rows(start=self._count(size, longest), length=self._length, longest=longest, tokens=size)
             if padded
-            else Rows(start=start, length=length, longest=longest, tokens=self._tokens)
+            else Rows(start=self._start, length=self._length, longest=longest, tokens=len(self.index))
         )
 
     @cached_property
     def row(self) -> Tensor:
         """int32 [packed tokens]: the row of each token."""
-        return self._of_tokens(self._count(len(self._length)))
+        return torch.repeat_interleave(self._count(len(self._length)), self._length, output_size=len(self.index))
 
     def _count(self, end: int, step: int = 1) -> Tensor:
         return torch.arange(0, end, step, dtype=torch.int32, device=self._start.device)
-
-    def _of_tokens(self, each: Tensor) -> Tensor:
-        """What is of each row, for each of its tokens."""
-        return torch.repeat_interleave(each, self._length, output_size=self._tokens)
 
     def slots(self, page_table: Tensor, positions: Tensor, page_size: int) -> Tensor:
         """Where each packed token's key and value go."""
@@ -67,3 +67,9 @@ def put_rows(buffer: PackedBuffer, prefix: str, lengths: Sequence[int]) -> None:
     """Puts where packed rows lie into a batch's buffer."""
     buffer.put(f"{prefix}length", lengths)
     buffer.put(f"{prefix}start", starts(lengths))
+    longest = max(lengths)
+    _ascending.extend(range(len(_ascending), longest))
+    index = array("i")
+    for length in lengths:
+        index.extend(_ascending[:length])
+    buffer.put(f"{prefix}index", index)

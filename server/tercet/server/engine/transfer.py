@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _DTYPES = {"i": torch.int32, "f": torch.float32, "q": torch.int64}  # by array's type codes
 _NUMPY = {torch.int32: np.int32, torch.int64: np.int64, torch.float32: np.float32}
+_WORD = 4
 _ALIGNMENT = 16  # bytes, what Triton loads at once
 
 
@@ -28,14 +29,15 @@ class PackedBuffer:
         """Moves to the device, for the statistics."""
         self._bytes = bytearray()
         self.fields: dict[str, tuple[int, int, torch.dtype]] = {}
-        """Name -> first byte, bytes and dtype."""
+        """Name -> first and last word of 4 bytes, and dtype."""
 
     def put(self, name: str, values: Iterable[int] | Iterable[float], code: Literal["i", "f", "q"] = "i") -> None:
         """Appends a field: int32, float32 or int64 values."""
         data = array(code, values)
         self._bytes += bytes(-len(self._bytes) % _ALIGNMENT)
-        self.fields[name] = len(self._bytes), len(data) * data.itemsize, _DTYPES[code]
+        first = len(self._bytes) // _WORD
         self._bytes += data.tobytes()
+        self.fields[name] = first, len(self._bytes) // _WORD, _DTYPES[code]
 
     def put_table(self, name: str, rows: Sequence[Sequence[int]]) -> None:
         """Appends int32 values of rows as long as the longest; zeros fill up the others."""
@@ -48,12 +50,13 @@ class PackedBuffer:
 
     def upload(self, device: torch.device) -> dict[str, Tensor]:
         """Moves everything at once; each field is a view of what arrived."""
-        host = torch.frombuffer(self._bytes, dtype=torch.uint8)
+        host = torch.frombuffer(self._bytes, dtype=torch.int32)
         if device.type == "cuda":
             host = host.pin_memory()
-        buffer = host.to(device, non_blocking=True)
+        words = host.to(device, non_blocking=True)
         self.copies += 1
-        return {name: buffer[start : start + size].view(dtype) for name, (start, size, dtype) in self.fields.items()}
+        views = {name: words[first:last] for name, (first, last, _) in self.fields.items()}
+        return views | {name: views[name].view(kind) for name, (*_, kind) in self.fields.items() if kind != torch.int32}
 
 
 class Download:
