@@ -67,8 +67,9 @@ class Head(nn.Module):
     @property
     def _weight(self) -> Tensor | None:
         """[outputs, width]; None where only a reordered copy is left."""
-        weight = self.output.vocabulary.weight if isinstance(self.output, TiedOutput) else self.output.weight
-        return None if weight.is_meta else weight
+        if isinstance(self.output, TiedOutput):
+            return self.output.vocabulary.weight
+        return self.output.weight if self.output.packed is None else None
 
     def _mapped(self, hidden: Tensor) -> Tensor:
         """What the map to the outputs reads."""
