@@ -132,7 +132,8 @@ class Limits:
     def _generate_errors(self, message: Generate) -> Iterator[str]:
         sampling = message.sampling
         for name, (low, high) in RANGES.items():
-            yield from _number_errors(name, getattr(sampling, name), low, high)
+            if not low <= getattr(sampling, name) <= high:  # a look costs less than a generator
+                yield from _number_errors(name, getattr(sampling, name), low, high)
         yield from _number_errors("n", message.n, 1, MAX_SAMPLES)
         if self.family == "seq2seq":
             yield from _text_errors("token_ids", message.token_ids, self.longest_read, self.vocab_size)

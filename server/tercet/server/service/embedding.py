@@ -101,7 +101,7 @@ class EmbeddingServicer:
     ) -> None:
         """Fills in the response to one request. Where a queue is full, a patient one waits for its turn."""
         model, text, _, channel = target
-        size = _dimensions(request, target)
+        size, longest = _dimensions(request, target), model.longest_read
         pooling = _pooling(request) or text.embedding.pooling
         question = partial(
             wire.Embed,
@@ -118,7 +118,7 @@ class EmbeddingServicer:
             target,
             request.inputs,
             fields,
-            Limit(model.longest_read, request.truncate, cut_to=model.longest_read),
+            Limit(longest, request.truncate, cut_to=longest),
             respell=lambda own: (prompt + own).lower() if text.embedding.lowercase else prompt + own,
             patient=patient,
         )

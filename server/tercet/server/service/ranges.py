@@ -59,10 +59,10 @@ BIAS = Range(-100, 100)
 
 def check_ranges(sampling: SamplingParameters) -> None:
     """Raises InvalidArgumentError where a number that is set is out of its range."""
-    for name, range_ in RANGES.items():
-        value = getattr(sampling, name)
-        if sampling.HasField(name) and value not in range_:
-            raise InvalidArgumentError(f"sampling.{name}", f"{value!r} is not {range_}")
+    for field, value in sampling.ListFields():
+        range_ = RANGES.get(field.name)
+        if range_ is not None and value not in range_:
+            raise InvalidArgumentError(f"sampling.{field.name}", f"{value!r} is not {range_}")
     for token_id, bias in sampling.logit_bias.items():
         if bias not in BIAS:
             raise InvalidArgumentError(f"sampling.logit_bias[{token_id}]", f"{bias!r} is not {BIAS}")

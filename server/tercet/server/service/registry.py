@@ -115,8 +115,9 @@ class ServedModel:
     def require(self, task: Task) -> Target:
         """Itself with what a request of that kind needs. Raises UnsupportedTaskError or UnavailableError."""
         text, info, channel = self.text, self.engine.info, self.engine.channel
-        if self.tasks is not None and task not in self.tasks:
-            raise UnsupportedTaskError(f"model {self.name!r} can't {task}; it can {' and '.join(self.tasks)}")
+        tasks = self.tasks
+        if tasks is not None and task not in tasks:
+            raise UnsupportedTaskError(f"model {self.name!r} can't {task}; it can {' and '.join(tasks)}")
         if self.engine.state is State.FAILED:
             raise UnavailableError(f"model {self.name!r} failed and stays down")
         if text is None or info is None or channel is None:

@@ -104,7 +104,8 @@ def resolve(
         **{name: getattr(defaults, name) for name in _OWN},
         **_NEUTRAL,
     }
-    values = {name: getattr(sampling, name) if sampling.HasField(name) else value for name, value in own.items()}
+    given = {field.name: value for field, value in sampling.ListFields()}
+    values = {name: given.get(name, value) for name, value in own.items()}
     max_new_tokens = min(room, wanted) if wanted is not None else room
     if values["min_new_tokens"] > (wanted if wanted is not None else room):
         if sampling.HasField("min_new_tokens"):

@@ -160,7 +160,9 @@ class Sequencer:
         texts = {i: respell(one) for i, one in enumerate(given) if isinstance(one, str)}
         by = tokenizer or target.text.tokenizer
         plain = around is None
-        encoded = await self.encode(target.model, by, list(texts.values()), special=plain, patient=patient)
+        encoded = []
+        if texts:
+            encoded = await self.encode(target.model, by, list(texts.values()), special=plain, patient=patient)
         if around is not None:
             encoded = [surrounded(one, around) for one in encoded]
         read = {

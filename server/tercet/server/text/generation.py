@@ -119,7 +119,9 @@ class GenerationDefaults:
 
     def after(self, prompt_length: int) -> GenerationDefaults:
         """These, with `min_length` turned into `min_new_tokens` after a prompt as that of `new_tokens`."""
-        return replace(self, min_new_tokens=self.min_new_tokens or max(0, self.min_length - prompt_length))
+        if self.min_new_tokens or self.min_length <= prompt_length:
+            return self
+        return replace(self, min_new_tokens=self.min_length - prompt_length)
 
     def new_tokens(self, prompt_length: int) -> int | None:
         """The checkpoint's own limit after a prompt (decoder) or start tokens (seq2seq) of this many; None is none."""
