@@ -126,6 +126,8 @@ class NullModel:
                 hidden[start + index] = hashed(tokens[: index + 1], first)
         return hidden
 
+    projects = True
+
     def project(self, vectors):
         return torch.cat([vectors] * self.embedding_size, dim=1)
 

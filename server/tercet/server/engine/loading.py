@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -187,15 +188,15 @@ def _mixing(limits: Limits) -> Iterator[list[Reading | Generate]]:
 def _readings(limits: Limits) -> Iterator[Reading]:
     """What else is read by kernels of its own: each pooling, a target read whole, a batch that no graph holds."""
     ids = _ids(limits, WARM_UP_TOKENS)
-    poolings: tuple[Pooling, ...] = ("cls", "last", "max")
-    for key, pooling in enumerate(poolings, 7):
-        yield Embed(id=key, token_ids=ids, pooling=pooling, normalize=True)
-    target = Score(id=10, token_ids=ids, decoder_ids=ids)
+    poolings: tuple[Pooling, ...] = ("mean", "cls", "last", "max")
+    for key, (pooling, normalize) in enumerate(product(poolings, (True, False)), 7):
+        yield Embed(id=key, token_ids=ids, pooling=pooling, normalize=normalize)
+    target = Score(id=15, token_ids=ids, decoder_ids=ids)
     if limits.family == "seq2seq" and limits.refusal(target) is None:
         yield target
     texts = ENCODER_TOKENS[-1] // limits.longest_read + 1
     if limits.family != "decoder" and texts <= MOST_TEXTS:
-        for key in range(11, 11 + texts):
+        for key in range(16, 16 + texts):
             yield Embed(id=key, token_ids=token_ids([0]) * limits.longest_read, pooling="mean", normalize=True)
 
 

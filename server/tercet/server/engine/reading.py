@@ -115,8 +115,10 @@ class Vectors:
         if embed.pooling == "none":
             vectors = hidden.index_select(0, fields["tokens"]).float()
         else:
-            pooled = pooling(hidden, rows.start[among], rows.length[among], kind=embed.pooling, normalize=False)
-            vectors = model.project(pooled)
+            where = rows.start[among], rows.length[among]
+            if not (embed.dimensions or model.projects):  # what is pooled is the vector
+                return [pooling(hidden, *where, kind=embed.pooling, normalize=embed.normalize)]
+            vectors = model.project(pooling(hidden, *where, kind=embed.pooling, normalize=False))
         if embed.dimensions:
             vectors = vectors[:, : embed.dimensions]
         return [functional.normalize(vectors, dim=-1) if embed.normalize else vectors.contiguous()]

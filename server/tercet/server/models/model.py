@@ -123,6 +123,11 @@ class Model:
         """Why `head_topk` is not the way to the `k` greatest logits of so many rows; empty where it is."""
         return self._head.topk_refusals(rows, k)
 
+    @property
+    def projects(self) -> bool:
+        """Whether anything becomes of pooled vectors."""
+        return len(self.projection.maps) > 0
+
     def project(self, vectors: Tensor) -> Tensor:
         """Pooled hidden states, float32 [N, hidden], as sentence-transformers' Dense modules map them."""
         return self.projection(vectors)
