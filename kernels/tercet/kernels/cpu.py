@@ -141,8 +141,11 @@ def pooling(hidden: Tensor, start: Tensor, length: Tensor, *, kind: PoolingKind,
     else:
         real = length.nonzero().flatten()
         place = start if kind == "cls" else start + length - 1
-        pooled = torch.zeros(len(start), hidden.shape[1])
-        pooled.index_copy_(0, real, hidden.index_select(0, place.index_select(0, real)).float())
+        if len(real) == len(place):
+            pooled = hidden.index_select(0, place).float()
+        else:
+            pooled = torch.zeros(len(start), hidden.shape[1])
+            pooled.index_copy_(0, real, hidden.index_select(0, place.index_select(0, real)).float())
     return functional.normalize(pooled, dim=-1) if normalize else pooled
 
 
