@@ -178,10 +178,10 @@ def test_a_step_launches_the_same_whatever_is_searched(model):
     read, go_on = partial(steps._read, 5, beams=True), partial(steps._continue_beams, 5)
     graphs.capture(("decode", Bucket(5, beams=True)), read)
     found = []
-    # Of the settings: beams, ends, tokens of the prompt, limit, early stopping, and no length penalty.
+    # Of the settings: beams, candidates, ends, tokens of the prompt, limit, early stopping, and no length penalty.
     for searches in (
-        [([0, 3], 9, [2, 1, 4, 30, 0, 0]), ([1, 2, 4], 5, [3, 3, 1, 60, 1, 0])],
-        [([1, 3, 4], 30, [3, 0, 30, 31, 2, 0])],
+        [([0, 3], 9, [2, 4, 1, 4, 30, 0, 0]), ([1, 2, 4], 5, [3, 12, 3, 1, 60, 1, 0])],
+        [([1, 3, 4], 30, [3, 6, 0, 30, 31, 2, 0])],
     ):
         fill(lanes, tables, searches)
         found.append(recorded(read, go_on))

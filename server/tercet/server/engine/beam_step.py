@@ -89,7 +89,7 @@ class _Outcome(NamedTuple):
 def continue_beams(likely: Tensor, searches: Searches, lanes: Lanes, tables: BeamTables) -> tuple[Tensor, Tensor]:
     """Continues searches by the log probabilities of tokens, float32 [N, vocabulary], in the tables.
 
-    `lanes.length` says how many tokens each text has. Gives float32 [S, 1 + 2K] and int32 [S, 4K + 2C + 1], which
+    `lanes.length` says how many tokens each text has. Gives float32 [S, 1 + 2K] and int64 [S, 4K + 2C + 1], which
     `continuations` reads.
     """
     settings = tables.settings(searches.heads)
@@ -99,7 +99,7 @@ def continue_beams(likely: Tensor, searches: Searches, lanes: Lanes, tables: Bea
     outcome = _choose(best, searches, settings, beams, length, tables)
     floats = torch.cat((best.scores[:, :1], outcome.running, outcome.finished), 1)
     facts = (outcome.parents, outcome.tokens, outcome.kept, outcome.ended, best.parents, best.tokens, outcome.over)
-    told = floats, torch.cat([fact.int() for fact in facts], 1)
+    told = floats, torch.cat([fact.long() for fact in facts], 1)
     # Only now, when nothing can fail any more: a batch that failed is run again.
     _write(outcome, searches, beams, lanes, tables)
     return told
@@ -123,7 +123,7 @@ def _candidates(
     rows = searches.row[beams.lane]
     continued = torch.where(beams.there[:, :, None], tables.scores[beams.lane][:, :, None] + values[rows], -torch.inf)
     scores, found = _best(continued.flatten(1), searches.candidates)
-    counted = torch.arange(scores.shape[1], device=scores.device) < settings.beams * (1 + settings.ends).clamp(min=2)
+    counted = torch.arange(scores.shape[1], device=scores.device) < settings.candidates
     return _Candidates(
         scores=torch.where(counted, scores, -torch.inf),
         parents=found // values.shape[1],
@@ -142,17 +142,18 @@ def _choose(
     ends = named.any(-1) | (length + 1 >= settings.limit)
     # Only the best candidates can be finished beams; there are more so that others go on.
     finishes = ends & (each[: tokens.shape[1]] < settings.beams)
-    texts = best.scores / _power(written, penalty) + ~finishes * NEVER
+    may_grow = (settings.early == EARLY_STOPPING["never"]) & (penalty > 0)
+    longest = torch.where(may_grow, settings.limit - settings.prompt, written)
+    # What the score of a text that ends now is divided by, and of the best that a running beam can still become.
+    divisor, last = (torch.cat((written, longest), 1).double() ** penalty.double()).float().split(1, dim=1)
+    texts = best.scores / divisor + ~finishes * NEVER
     places = torch.where(beams.there, tables.finished[beams.lane], -torch.inf)
     finished, kept = _best(torch.cat((places, texts), 1), searches.beams)
     ended = torch.cat((tables.ended[beams.lane] & beams.there, finishes), 1).gather(1, kept)
 
     running, chosen = _best(best.scores + ends * NEVER, searches.beams)
-    longest = torch.where(
-        (settings.early == EARLY_STOPPING["never"]) & (penalty > 0), settings.limit - settings.prompt, written
-    )
     worst = torch.where(ended, torch.where(beams.there, finished, torch.inf).amin(1, keepdim=True), NEVER)
-    improvable = (running[:, :1] / _power(longest, penalty) > worst) & beams.there
+    improvable = (running[:, :1] / last > worst) & beams.there
     enough = (settings.early == EARLY_STOPPING[True]) & (ended | ~beams.there)
     return _Outcome(
         running=running,
@@ -190,8 +191,3 @@ def _best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The greatest of each row, falling, and where they are; the first of equal ones comes first."""
     falling, order = scores.sort(descending=True, stable=True)
     return falling[:, :count], order[:, :count]
-
-
-def _power(tokens: Tensor, penalty: Tensor) -> Tensor:
-    """What the score of a text of so many tokens is divided by."""
-    return (tokens.double() ** penalty.double()).float()

@@ -31,6 +31,8 @@ class Settings(NamedTuple):
 
     beams: Tensor
     """int32"""
+    candidates: Tensor
+    """int32: how many continuations it chooses from."""
     ends: Tensor
     """int32: how many tokens end a text."""
     prompt: Tensor
@@ -63,8 +65,8 @@ class BeamTables:
     def settings(self, heads: Tensor) -> Settings:
         """Those of the searches whose first lanes are `heads`, int32 [S]."""
         told = self._settings.index_select(0, heads)
-        beams, ends, prompt, limit, early, _ = told.split(1, dim=1)
-        return Settings(beams, ends, prompt, limit, early, told.view(torch.float32)[:, -1:])
+        *whole, _ = told.split(1, dim=1)
+        return Settings._make((*whole, told.view(torch.float32)[:, -1:]))
 
     def start(self, views: dict[str, Tensor]) -> None:
         """Fills in the lanes of the searches that `pack_started` put there."""
@@ -106,4 +108,4 @@ def pack_started(buffer: PackedBuffer, searches: Sequence[BeamSearch]) -> None:
 def _settings(search: BeamSearch) -> tuple[int, ...]:
     request, sampling = search.request, search.request.sampling
     early, (penalty,) = EARLY_STOPPING[sampling.early_stopping], words("f", sampling.length_penalty)
-    return search.widest, len(search.ends), len(request.prompt), request.limit, early, penalty
+    return search.widest, search.candidates, len(search.ends), len(request.prompt), request.limit, early, penalty
