@@ -66,11 +66,11 @@ def test_ids_that_are_cut_off_are_not_looked_at(form):
     ids = [*range(40), 99, *range(40)]
     many = TokenIds(values=ids) if form == "values" else TokenIds(packed=array("I", ids).tobytes())
     with pytest.raises(InvalidArgumentError, match="has 81 tokens, the limit is 32"):
-        fit_ids("ids", many, 60, Limit(32, truncate=False, cut_to=32))
-    assert list(fit_ids("ids", many, 60, Limit(32, truncate=True, cut_to=30)).token_ids) == ids[:30]
-    assert list(fit_ids("ids", many, 60, Limit(41, truncate=True, cut_to=40, keep="end")).token_ids) == ids[41:]
+        fit_ids("ids", many, Limit(32, truncate=False, cut_to=32), 60)
+    assert list(fit_ids("ids", many, Limit(32, truncate=True, cut_to=30), 60).token_ids) == ids[:30]
+    assert list(fit_ids("ids", many, Limit(41, truncate=True, cut_to=40, keep="end"), 60).token_ids) == ids[41:]
     with pytest.raises(InvalidArgumentError, match=rf"ids\.{form}\[40\]: 99 is not below"):
-        fit_ids("ids", many, 60, Limit(42, truncate=True, cut_to=41, keep="end"))
+        fit_ids("ids", many, Limit(42, truncate=True, cut_to=41, keep="end"), 60)
 
 
 @pytest.fixture(scope="module")

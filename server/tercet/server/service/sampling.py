@@ -9,7 +9,7 @@ from tercet.server import wire
 from tercet.server.service.errors import InvalidArgumentError
 from tercet.server.service.fields import choice
 from tercet.server.service.ranges import check_ranges
-from tercet.server.service.sequences import check_ids, id_count
+from tercet.server.service.sequences import check_ids, id_count, take_ids
 from tercet.v1.generation_pb2 import EarlyStopping
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tercet.v1.generation_pb2 import SamplingParameters
 
 _MOST_BIASES = 1024
+_STOP_IDS = "sampling.stop_token_ids"
 _MOST_BAD_WORDS = 1024
 _EARLY_STOPPING: dict[int, bool | Literal["never"]] = {
     EarlyStopping.EARLY_STOPPING_FALSE: False,
@@ -65,7 +66,7 @@ def check(sampling: SamplingParameters, settings: Settings, vocab_size: int) -> 
                 problem = f"has {len(text)} characters, must have at least 1 and at most {settings.max_stop_chars}"
                 raise InvalidArgumentError(f"sampling.{name}.values[{i}]", problem)
     if id_count(sampling.stop_token_ids):
-        check_ids("sampling.stop_token_ids", sampling.stop_token_ids, vocab_size)
+        check_ids(_STOP_IDS, sampling.stop_token_ids, vocab_size)
     forced = {f"sampling.{name}": getattr(sampling, name) for name in ("forced_bos_token_id", "forced_eos_token_id")}
     biased = {f"sampling.logit_bias[{id}]": id for id in sampling.logit_bias}
     for field, token_id in (forced | biased).items():
@@ -147,6 +148,12 @@ def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
             if ids not in found:
                 found.append(ids)
     return found
+
+
+def stop_ids(sampling: SamplingParameters) -> list[int]:
+    """The tokens at which generation ends. Raises InvalidArgumentError."""
+    given = sampling.stop_token_ids
+    return list(take_ids(_STOP_IDS, given)) if id_count(given) else []
 
 
 def check_beams(sampling: SamplingParameters, resolved: wire.Sampling, n: int, *, rows: int, fitting: int) -> None:

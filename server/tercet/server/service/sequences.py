@@ -17,7 +17,7 @@ from tercet.server.service.languages import surrounded
 from tercet.server.service.threads import TextThreads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from tercet.server.config import Settings
     from tercet.server.metrics import Metrics
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _ID = 4  # bytes of a packed token id
+_HIGHEST = 0xFFFFFFFF  # id in uint32
 _ALL = slice(None)
 _DIRECT_CHARS = 2000  # texts up to this in all are tokenized where they are: a thread would cost more than it frees
 
@@ -156,7 +157,9 @@ class Sequencer:
         own, and `around` has special tokens to put around texts in place of the tokenizer's. Raises as `run`.
         """
         size = vocab_size or target.info.vocab_size
-        given = [self._given(item, field, size, limit) for item, field in zip(inputs, fields, strict=True)]
+        given = [self._given(item, field, limit) for item, field in zip(inputs, fields, strict=True)]
+        if not _all_below(size, (one.token_ids for one in given if isinstance(one, TokenSequence))):
+            given = [self._given(item, field, limit, size) for item, field in zip(inputs, fields, strict=True)]
         texts = {i: respell(one) for i, one in enumerate(given) if isinstance(one, str)}
         by = tokenizer or target.text.tokenizer
         plain = around is None
@@ -170,12 +173,14 @@ class Sequencer:
         }
         return [read[i] if isinstance(one, str) else one for i, one in enumerate(given)]
 
-    def _given(self, item: TextInput, field: str, vocab_size: int, limit: Limit) -> str | TokenSequence | ServiceError:
+    def _given(
+        self, item: TextInput, field: str, limit: Limit, vocab_size: int | None = None
+    ) -> str | TokenSequence | ServiceError:
         """The text of an input, or its sequence where it has token ids, or why it is refused."""
         try:
             match item.WhichOneof("input"):
                 case "token_ids":
-                    return fit_ids(f"{field}.token_ids", item.token_ids, vocab_size, limit)
+                    return fit_ids(f"{field}.token_ids", item.token_ids, limit, vocab_size)
                 case "text":
                     self.check_text(f"{field}.text", item.text)
                     return item.text
@@ -197,30 +202,39 @@ def id_count(given: TokenIds) -> int:
     return len(given.values) or -(-len(given.packed) // _ID)
 
 
-def check_ids(field: str, given: TokenIds, vocab_size: int, kept: slice = _ALL) -> wire.TokenIds:
-    """Token ids, or those of them that are kept.
+def take_ids(field: str, given: TokenIds, kept: slice = _ALL) -> wire.TokenIds:
+    """Token ids in whichever form they came, or those of them that are kept; those past int32 come out negative.
 
-    Raises InvalidArgumentError where there are none or one is not in the vocabulary.
+    Raises InvalidArgumentError where there are none.
     """
-    ids = given_ids(field, given, kept)
+    if not given.packed:
+        values = given.values[kept]  # a slice of protobuf's is read twice as fast as its elements are
+        ids = wire.token_ids(array("I", values).tobytes())
+    elif given.values:
+        raise InvalidArgumentError(field, "must have values or packed, not both")
+    elif len(given.packed) % _ID:
+        raise InvalidArgumentError(f"{field}.packed", f"has {len(given.packed)} bytes, which {_ID} does not divide")
+    else:
+        ids = wire.token_ids(given.packed)[kept]
     if not ids:
         raise InvalidArgumentError(field, "must have at least one id")
-    if np.asarray(ids).max() >= vocab_size:
-        at = next(i for i, id in enumerate(ids) if id >= vocab_size)
+    return ids
+
+
+def check_ids(field: str, given: TokenIds, vocab_size: int, kept: slice = _ALL) -> wire.TokenIds:
+    """The same. Raises InvalidArgumentError, too, where one is not in the vocabulary."""
+    ids = take_ids(field, given, kept)
+    if not _all_below(vocab_size, [ids]):
+        at, id = next((at, id & _HIGHEST) for at, id in enumerate(ids) if id & _HIGHEST >= vocab_size)
         place = f"{'packed' if given.packed else 'values'}[{(kept.start or 0) + at}]"
-        raise InvalidArgumentError(f"{field}.{place}", f"{ids[at]} is not below the vocabulary size, {vocab_size}")
-    return wire.token_ids(ids.tobytes())
+        raise InvalidArgumentError(f"{field}.{place}", f"{id} is not below the vocabulary size, {vocab_size}")
+    return ids
 
 
-def given_ids(field: str, given: TokenIds, kept: slice = _ALL) -> array[int]:
-    """Unsigned, in whichever form they came. Raises InvalidArgumentError."""
-    if not given.packed:
-        return array("I", given.values[kept])  # a slice of protobuf's is read twice as fast as its elements are
-    if given.values:
-        raise InvalidArgumentError(field, "must have values or packed, not both")
-    if len(given.packed) % _ID:
-        raise InvalidArgumentError(f"{field}.packed", f"has {len(given.packed)} bytes, which {_ID} does not divide")
-    return array("I", given.packed)[kept]
+def _all_below(vocab_size: int, texts: Iterable[wire.TokenIds]) -> bool:
+    """Whether all ids are in the vocabulary: of many texts at once, since of each it would cost as much."""
+    ids = np.frombuffer(b"".join(texts), np.uint32)
+    return not len(ids) or bool(ids.max() < vocab_size)
 
 
 def fit(field: str, encoded: Encoded, limit: Limit) -> TokenSequence:
@@ -242,16 +256,19 @@ def fit(field: str, encoded: Encoded, limit: Limit) -> TokenSequence:
     )
 
 
-def fit_ids(field: str, given: TokenIds, vocab_size: int, limit: Limit) -> TokenSequence:
-    """Token ids within a limit; those that are cut off are not looked at. Raises InvalidArgumentError."""
+def fit_ids(field: str, given: TokenIds, limit: Limit, vocab_size: int | None = None) -> TokenSequence:
+    """Token ids within a limit; those that are cut off are not looked at, the others if a vocabulary is named.
+
+    Raises InvalidArgumentError.
+    """
+    take = take_ids if vocab_size is None else partial(check_ids, vocab_size=vocab_size)
     count = id_count(given)
     if count <= limit.tokens:
-        return TokenSequence(check_ids(field, given, vocab_size), None, truncated=False)
+        return TokenSequence(take(field, given), None, truncated=False)
     if not limit.truncate:
         raise _too_long(field, count, limit)
     first = 0 if limit.keep == "start" else count - limit.cut_to
-    kept = check_ids(field, given, vocab_size, slice(first, first + limit.cut_to))
-    return TokenSequence(kept, None, truncated=True)
+    return TokenSequence(take(field, given, kept=slice(first, first + limit.cut_to)), None, truncated=True)
 
 
 def _sequence(ids: list[int], type_ids: list[int], *, truncated: bool) -> TokenSequence:

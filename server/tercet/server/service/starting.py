@@ -11,8 +11,7 @@ from tercet.server.service.errors import InvalidArgumentError, unless_error
 from tercet.server.service.outputs import Outputs, Reader
 from tercet.server.service.pieces import logprobs
 from tercet.server.service.prompts import Prompt, Prompter
-from tercet.server.service.sampling import check, check_beams, resolve, wanted_tokens
-from tercet.server.service.sequences import given_ids
+from tercet.server.service.sampling import check, check_beams, resolve, stop_ids, wanted_tokens
 from tercet.v1.types_pb2 import Usage
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class Starter:
             ),
             n=sampling.n if sampling.HasField("n") else 1,
             eos_ids=[] if sampling.ignore_eos else list(prompt.defaults.eos_ids),
-            stop_ids=list(given_ids("sampling.stop_token_ids", sampling.stop_token_ids)),
+            stop_ids=stop_ids(sampling),
             cache_salt=request.cache_salt,
             deadline=exchange.deadline,
         )
