@@ -36,13 +36,12 @@ def prepare(rows: Sequence[tuple[str, Row]], settings: Settings, gib: float, sec
     deadline = time.monotonic() + seconds
     waiting, running, unready = list(rows), dict[str, tuple[float, "BaseProcess"]](), dict[str, str]()
     most = min(MOST_PROCESSES, environment.cores())
-    plain = dataclasses.replace(settings, clock=None)
     try:
         while (waiting or running) and time.monotonic() < deadline:
             taken = sum(each for each, _ in running.values())
             while waiting and len(running) < most and (not running or taken + waiting[0][1].gib <= gib):
                 tier, row = waiting.pop(0)
-                process = context.Process(target=warm, args=(tier, row.name, plain))
+                process = context.Process(target=warm, args=(tier, row.name, settings))
                 process.start()
                 running[row.name] = row.gib, process
                 taken += row.gib

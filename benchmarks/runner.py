@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import importlib
 import os
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import calibration, environment, report
-from benchmarks.clocks import gpu_state
+from benchmarks.isolation import Worker, measured, release
 from benchmarks.preparation import prepare
 from benchmarks.revision import source_tree
 from benchmarks.rows import Result, Row, Settings, Tier
@@ -69,6 +68,7 @@ class Run:
         self._started = time.monotonic()
         self._results: dict[str, Result] = {}
         self._tiers: dict[str, Tier] = {}
+        self._worker = Worker()
         for name in options.tiers:
             self._load(name)
         self._rows = [
@@ -110,10 +110,11 @@ class Run:
             self._prepare([named for named in left if self._can(named[1])], settings)
             devices: list[Device] = sorted({row.device for _, row in left})
             chosen = {device: self._calibrated(device, settings) for device in devices}
-            for _, row in left:
+            for tier, row in left:
                 print(f"{row.name} …", file=sys.stderr, flush=True)
-                self._results[row.name] = self._row(row, chosen[row.device])
+                self._results[row.name] = self._row(tier, row, chosen[row.device])
                 self._write()
+        self._worker.close()
         self._write()
         return self._results
 
@@ -151,39 +152,24 @@ class Run:
             return settings
         chips = calibration.chips(device, self._gpu, settings.seconds)
         self._environment[f"{device} limits"] = {which: calibration.described(chip) for which, chip in chips.items()}
-        state = gpu_state() if device == "cuda" else None
+        release()
         return dataclasses.replace(
             settings,
             settle=GPU_SETTLE if device == "cuda" else settings.settle,
             chips=chips,
             device_name=self._gpu if device == "cuda" else "",
-            clock=state and state.clock,
         )
 
-    def _row(self, row: Row, settings: Settings) -> Result:
+    def _row(self, tier: str, row: Row, settings: Settings) -> Result:
         if not self._can(row):
             return Result(row.name, not_measured="no GPU")
         if time.monotonic() > settings.deadline:
             return Result(row.name, not_measured="the budget was spent")
-        state = gpu_state() if row.device == "cuda" else None
-        before = state.read() if state else None
-        try:
-            result = row.measure(settings)
-        except Exception as error:  # one row's failure is reported and costs no other row its figures
-            return Result(row.name, not_measured=f"{type(error).__name__}: {error}", missed=["the row failed"])
-        finally:
-            _release()
-        if state and before:
-            after = state.read()
-            result.facts = {**result.facts, **{key: f"{before[key]:.0f} → {after[key]:.0f}" for key in before}}
+        if row.device == "cuda":
+            return self._worker.measure(tier, row, settings)
+        result = measured(row, settings)
+        release()
         return result
-
-
-def _release() -> None:
-    """Gives back what a row held on the GPU."""
-    gc.collect()
-    if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def main(arguments: Sequence[str] | None = None, tiers: Sequence[str] = TIERS) -> int:

@@ -221,6 +221,7 @@ def test_tests_that_lack_a_package_on_a_gpus_machine_are_told(monkeypatch):
 def test_the_devices_that_are_measured_are_tested(run, monkeypatch, gpu, options, tested):
     monkeypatch.setattr(runner, "run_gpu_tests", lambda limit: "gpu")
     monkeypatch.setattr(runner, "run_tests", lambda paths, device, limit: device)
+    monkeypatch.setattr(runner.Worker, "measure", lambda worker, tier, row, settings: row.measure(settings))
     rows = Row("serving/a", measured), Row("serving/b", measured, device="cuda")
     _, markdown, told = run(*rows, options=options, gpu=gpu)
     assert f"- tests: {tested}\n" in markdown
