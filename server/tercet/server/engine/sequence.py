@@ -46,9 +46,9 @@ class Request:
     """What a seq2seq decoder reads whole against the source."""
     type_ids: TokenIds | None = None
 
-    sequences: list[Sequence] = field(default_factory=list["Sequence"])
+    sequences: list[Sequence] = field(default_factory=list)
     """Those that are not finished."""
-    cross_pages: list[int] = field(default_factory=list[int])
+    cross_pages: list[int] = field(default_factory=list)
     """Keys and values of the source for cross-attention: held while one of the sequences runs."""
     encoded: bool = False
     """Set by the engine once `cross_pages` are written, by the scheduler where they were found, and taken back with the
@@ -61,8 +61,8 @@ class Request:
     """Tokens of the source or the target, whichever is longer: the room a row that is read whole takes."""
     root: bytes = b""
     """This and the keys of pages that follow from it belong to `PageCache`."""
-    prompt_keys: list[bytes] = field(default_factory=list[bytes])
-    source_keys: list[bytes] = field(default_factory=list[bytes])
+    prompt_keys: list[bytes] = field(default_factory=list)
+    source_keys: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.longest = max(len(self.source), len(self.target))
@@ -91,10 +91,10 @@ class Sequence:
     """Leading tokens whose keys and values are in pages."""
     read: int = 0
     """The most that `computed` ever was: what comes below is recomputed."""
-    pages: list[int] = field(default_factory=list[int])
+    pages: list[int] = field(default_factory=list)
     room: int = 0
     """Tokens that its pages hold."""
-    lanes: list[int] = field(default_factory=list[int])
+    lanes: list[int] = field(default_factory=list)
     """Its places in the tables on the device while it runs, one for each row."""
     head: int = -1
     """The first lane of the search that it is a beam of."""
@@ -102,7 +102,7 @@ class Sequence:
     """Tokens drawn on the device that the next steps read before the host knows them."""
     state: Literal["waiting", "running", "finished"] = "waiting"
     """Set by the scheduler."""
-    keys: list[bytes] = field(default_factory=list[bytes])
+    keys: list[bytes] = field(default_factory=list)
     """Of its full pages; these three belong to `PageCache`."""
     kept: int = 0
     """Leading pages that were found, or can be."""
@@ -110,7 +110,7 @@ class Sequence:
     """The key of a page that it waits for another sequence to compute."""
     order: tuple[int, int] = field(init=False)
     """Older sequences come first."""
-    _seen: set[int] = field(default_factory=set[int])
+    _seen: set[int] = field(default_factory=set)
     _seen_ids: TokenIds = field(default_factory=token_ids)
     _looked_at: int = 0
     """Leading tokens that are in `_seen`."""
