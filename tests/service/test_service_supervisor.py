@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
-from tercet.server import child, supervisor, wire
+from tercet.server import child, frames, supervisor, wire
 from tercet.server.child import StartError
 from tercet.server.control import State
 from tercet.server.server_metrics import ServerMetrics
@@ -22,7 +23,15 @@ FAKE_ENGINE = (sys.executable, str(Path(__file__).with_name("fake_engine.py")))
 
 
 @pytest.fixture
-def supervise(tmp_path: Path, make_checkpoint, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Supervisor]:
+def metrics(tmp_path: Path) -> ServerMetrics:
+    """What the supervisor tells."""
+    return ServerMetrics(tmp_path / "metrics")
+
+
+@pytest.fixture
+def supervise(
+    tmp_path: Path, make_checkpoint, monkeypatch: pytest.MonkeyPatch, metrics: ServerMetrics
+) -> Callable[..., Supervisor]:
     """A supervisor of one engine, which misbehaves as it is told; its sockets are below `tmp_path`."""
     monkeypatch.setattr(supervisor, "ENGINE_COMMAND", FAKE_ENGINE)
 
@@ -41,7 +50,7 @@ def supervise(tmp_path: Path, make_checkpoint, monkeypatch: pytest.MonkeyPatch) 
             max_rows=8,
             max_batch_tokens=64,
         )
-        return Supervisor([settings], [], tmp_path, ServerMetrics(tmp_path / "metrics"))
+        return Supervisor([settings], [], tmp_path, metrics)
 
     return supervise
 
@@ -96,4 +105,37 @@ async def test_strangers(supervise, tmp_path: Path):
         assert await reader.read() == b""
         writer.close()
         assert engine.state is State.READY
+        await engines.stop()
+
+
+async def answer(reader: asyncio.StreamReader) -> None:
+    """Reads one message of an engine."""
+    await reader.readexactly(int.from_bytes(await reader.readexactly(4), "little"))
+
+
+async def test_what_a_dead_engine_has_answered_is_counted(
+    supervise, metrics: ServerMetrics, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """It reports before it answers, and what lay unread when it died is read after."""
+    monkeypatch.setattr(supervisor, "_REST", 3600.0)
+    engines = supervise()
+    engine = engines.engines["m"]
+    await engines.start()
+    async with asyncio.timeout(20):
+        while engine.state is not State.READY:
+            await asyncio.sleep(0.01)
+        [socket] = tmp_path.glob("e0/1/requests")
+        reader, writer = await asyncio.open_unix_connection(socket)
+        await answer(reader)  # a welcome
+        for id in range(3):
+            question = wire.Embed(id=id, token_ids=wire.token_ids([1, 2]), pooling="cls", normalize=False)
+            writer.write(frames.encode(question))
+            await answer(reader)
+        [process] = (child for child in psutil.Process().children() if FAKE_ENGINE[1] in child.cmdline())
+        process.kill()
+        while engine.state is State.READY:
+            await asyncio.sleep(0.01)
+        counted = metrics.registry.get_sample_value("tercet_prompt_tokens_total", {"model": "m"})
+        assert counted == 6
+        writer.close()
         await engines.stop()
