@@ -88,7 +88,7 @@ class Rows:
         for _ in range(steps):
             result = self._engine.step()
             self.replayed += sum(stats.replayed_steps for stats in result.stats)
-            for output in result.outputs:
+            for output in result.answers:
                 if isinstance(output, Rejected):
                     raise RuntimeError(output.message)
                 if isinstance(output, Tokens):

@@ -60,7 +60,7 @@ class InProcess:
     def _answers(self) -> Iterator[Embedding | Tokens]:
         """Until there is nothing left to do. Raises RuntimeError for a request that is rejected."""
         while self._engine.busy:
-            for output in self._engine.step().outputs:
+            for output in self._engine.step().answers:
                 if isinstance(output, Rejected):
                     raise RuntimeError(output.message)
                 if isinstance(output, Embedding | Tokens):

@@ -225,7 +225,7 @@ def test_cancel_frees_pages_at_once():
     engine.cancel(77)
     step = engine.step()
     assert step.pages_used == 5
-    assert {(output.id, output.sample) for output in step.outputs} == {(1, 0), (2, 0)}
+    assert {(output.id, output.sample) for output in step.answers} == {(1, 0), (2, 0)}
     engine.cancel(1)
     engine.cancel(2)
     step = engine.step()

@@ -65,7 +65,7 @@ def test_logits_that_are_not_finite_fail_their_request(monkeypatch, value, tempe
     answers = run(engine)
     assert answers.rejected == {2: "internal"}
     assert set(answers.reasons) == {(1, 0)}
-    told = [output for step in answers.steps[ahead:] for output in step.outputs]  # the first may be of a step before
+    told = [output for step in answers.steps[ahead:] for output in step.answers]  # the first may be of a step before
     assert {output.id for output in told if not isinstance(output, Rejected)} == {1}
 
 

@@ -30,7 +30,7 @@ def test_every_step_is_counted_once(monkeypatch, seconds):
     stats = [stats for report in sent for stats in report.stats]
     assert sum(one.generated_tokens for one in stats) == 9
     assert sum(one.prompt_tokens for one in stats) == 5
-    assert all(report.outputs == [] for report in sent)
+    assert all(report.answers == [] for report in sent)
     assert (len(sent) == steps) == (seconds == 0)
     assert (len(sent) < 4) == (seconds > 0)
     assert sent[-1].pages_used == 0

@@ -209,7 +209,22 @@ class FakeEngine:
                 kernel_launches={"attention/cpu": self.launches},
             )
         )
-        self.connections.answer(outputs)
+        rows = [output for output in outputs if is_plain(output)]
+        columns = wire.NextTokens(
+            ids=[row.id for row in rows],
+            samples=[row.sample for row in rows],
+            token_ids=[token for row in rows for token in row.token_ids],
+        )
+        self.connections.answer([output for output in outputs if not is_plain(output)], columns)
+
+
+def is_plain(output: wire.Output) -> bool:
+    """Whether it is a token, and nothing else is to say of it."""
+    return (
+        isinstance(output, wire.Tokens)
+        and len(output.token_ids) == 1
+        and (output.finish_reason, output.logprobs, output.score) == (None, None, None)
+    )
 
 
 def main(folder: str, settings_json: str) -> None:

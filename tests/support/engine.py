@@ -129,7 +129,7 @@ class Answers:
     def add(self, step):
         """Takes in a step's result."""
         self.steps.append(step)
-        self.take(step.outputs)
+        self.take(step.answers)
 
     def take(self, outputs):
         """Takes in answers."""

@@ -58,9 +58,8 @@ def outputs_of(answers):
     columns = answers.next_tokens
     if columns is None:
         return answers.outputs
-    samples = columns.samples or [0] * len(columns.ids)
-    rows = zip(columns.ids, samples, columns.token_ids, strict=True)
-    return [*(wire.Tokens(id=id, sample=sample, token_ids=[token]) for id, sample, token in rows), *answers.outputs]
+    tokens = [wire.Tokens(id=id, sample=sample, token_ids=[token]) for id, sample, token in columns.rows()]
+    return [*tokens, *answers.outputs]
 
 
 class EngineProcess:

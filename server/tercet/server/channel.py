@@ -188,8 +188,7 @@ class Channel(Link[wire.ToFrontEnd]):
 
     def _deliver_tokens(self, tokens: wire.NextTokens) -> None:
         waiting = self._waiting
-        samples = tokens.samples or itertools.repeat(0, len(tokens.ids))
-        for id, sample, token_id in zip(tokens.ids, samples, tokens.token_ids, strict=True):
+        for id, sample, token_id in tokens.rows():
             entry = waiting.get(id)
             try:
                 if entry is not None and entry[0].receive_token(sample, token_id):

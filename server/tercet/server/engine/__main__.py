@@ -89,7 +89,7 @@ def serve(engine: Engine, connections: Connections) -> None:
         if engine.busy:
             result = engine.step()
             reports.add(result, last=not engine.busy)
-            connections.answer(result.outputs)
+            connections.answer(result.outputs, result.next_tokens)
 
 
 if __name__ == "__main__":

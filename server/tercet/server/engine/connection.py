@@ -14,13 +14,14 @@ import socket
 import sys
 import threading
 from collections import defaultdict
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from tercet.server import frames
 from tercet.server.logs import fields
-from tercet.server.wire import Answers, NextTokens, Requests, Tokens, Welcome
+from tercet.server.wire import Answers, NextTokens, Requests, Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -134,13 +135,15 @@ class Connections:
         self._supervisor.send(frames.encode(message))
         self._await(self._supervisor)
 
-    def answer(self, outputs: Iterable[Output]) -> None:
+    def answer(self, outputs: Iterable[Output], next_tokens: NextTokens | None) -> None:
         """Sends each front end the answers to its requests, in one message; those of one that is gone are dropped."""
         asked: defaultdict[int, list[Output]] = defaultdict(list)
         for output in outputs:
             asked[output.id >> _ID_BITS].append(output)
-        for number, answers in asked.items():
-            self._send(number, _answers(self._incarnation, answers))
+        columns = _by_front_end(next_tokens) if next_tokens is not None else {}
+        for number in asked.keys() | columns.keys():
+            message = Answers(incarnation=self._incarnation, outputs=asked[number], next_tokens=columns.get(number))
+            self._send(number, message)
 
     def receive(self, *, wait: bool) -> list[Request | Cancel | Stop | Gone]:
         """What has arrived since; with `wait`, an event is waited for, which may bring nothing."""
@@ -211,27 +214,19 @@ class Connections:
         self._gone.append(Gone(range(number << _ID_BITS, (number + 1) << _ID_BITS)))
 
 
-def _answers(incarnation: int, outputs: list[Output]) -> Answers:
-    """The message of one step, where tokens that bring nothing else go in columns: they are most of all messages."""
-    ids: list[int] = []
-    samples: list[int] = []
-    token_ids: list[int] = []
-    others: list[Output] = []
-    for output in outputs:
-        if (
-            isinstance(output, Tokens)
-            and output.finish_reason is None
-            and output.logprobs is None
-            and output.score is None
-            and len(output.token_ids) == 1
-        ):
-            ids.append(output.id)
-            samples.append(output.sample)
-            token_ids += output.token_ids
-        else:
-            others.append(output)
-    columns = NextTokens(ids=ids, samples=samples if any(samples) else [], token_ids=token_ids) if ids else None
-    return Answers(incarnation=incarnation, outputs=others, next_tokens=columns)
+def _by_front_end(tokens: NextTokens) -> dict[int, NextTokens]:
+    """The tokens of each connection's requests."""
+    numbers = [id >> _ID_BITS for id in tokens.ids]
+    columns: dict[int, NextTokens] = {}
+    for number in set(numbers):
+        mine = [number == other for other in numbers]
+        samples = list(compress(tokens.samples, mine))
+        columns[number] = NextTokens(
+            ids=list(compress(tokens.ids, mine)),
+            samples=samples if any(samples) else [],
+            token_ids=list(compress(tokens.token_ids, mine)),
+        )
+    return columns
 
 
 def exit_at_once(code: int) -> None:

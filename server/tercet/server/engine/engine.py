@@ -15,7 +15,7 @@ from tercet.server.engine.reading import likeness
 from tercet.server.engine.scheduler import Scheduler
 from tercet.server.engine.sequence import generation_request, reading_request
 from tercet.server.engine.steps import Launch, advance, advance_sources, failure
-from tercet.server.wire import Cached, Generate, Rejected, StepResult, Tokens
+from tercet.server.wire import Cached, Generate, NextTokens, Rejected, StepResult, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +58,7 @@ class Engine:
         self._deadlines: list[tuple[float, int]] = []  # a heap of deadline and request id, finished ones too
         self._arrivals = 0
         self._outputs: list[Answer | Cached | Tokens | Rejected] = []
+        self._next_tokens = NextTokens(ids=[], samples=[], token_ids=[])
         self._stats: list[StepStats] = []
         self._cancelled = False
 
@@ -115,6 +116,7 @@ class Engine:
         result = StepResult(
             incarnation=self._incarnation,
             outputs=self._outputs,
+            next_tokens=self._next_tokens if self._next_tokens.ids else None,
             stats=self._stats,
             running=self._scheduler.rows,
             waiting=len(self._scheduler.waiting),
@@ -125,6 +127,7 @@ class Engine:
             kernel_launches=dispatch.launches(),
         )
         self._outputs, self._stats, self._cancelled = [], [], False
+        self._next_tokens = NextTokens(ids=[], samples=[], token_ids=[])
         return result
 
     @property
@@ -233,6 +236,12 @@ class Engine:
             self._reject_not_finite(sequence.request)
             return False
         reason = sequence.accept(token)
+        if reason is None and logprob is None:
+            columns = self._next_tokens
+            columns.ids.append(sequence.request.id)
+            columns.samples.append(sequence.sample)
+            columns.token_ids.append(token)
+            return True
         self._outputs.append(
             Tokens(
                 id=sequence.request.id,

@@ -34,7 +34,7 @@ class Reports:
         self._stats += result.stats
         now, rows = time.monotonic(), (result.running, result.waiting)
         if last or rows != self._rows or now - self._sent >= SECONDS or any(map(_ends, result.outputs)):
-            self._send(msgspec.structs.replace(result, outputs=[], stats=self._stats))
+            self._send(msgspec.structs.replace(result, outputs=[], next_tokens=None, stats=self._stats))
             self._stats, self._sent, self._rows = [], now, rows
 
 

@@ -101,7 +101,7 @@ class Served:
         for message in messages:
             self._engine.submit(message)
         while self._engine.busy:
-            for output in self._engine.step().outputs:
+            for output in self._engine.step().answers:
                 if isinstance(output, Rejected):
                     raise VerifyError(f"text {output.id + 1}: {output.message}")
                 yield output

@@ -6,9 +6,13 @@ one asked.
 
 from __future__ import annotations
 
-from typing import Literal
+from itertools import repeat
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Family = Literal["encoder", "decoder", "seq2seq"]
 FinishReason = Literal["eos", "stop", "length"]
@@ -134,6 +138,10 @@ class NextTokens(msgspec.Struct, frozen=True, kw_only=True):
     """Empty where all are 0."""
     token_ids: list[int]
 
+    def rows(self) -> Iterator[tuple[int, int, int]]:
+        """Id, sample and token of each. Raises ValueError where the columns are not equally long."""
+        return zip(self.ids, self.samples or repeat(0, len(self.ids)), self.token_ids, strict=True)
+
 
 class Cached(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """How much of one `Generate` was not read, since it was in pages; at most one, before the first `Tokens`."""
@@ -211,12 +219,14 @@ class CacheCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepResult(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Everything one step brought. The supervisor gets it without the outputs, which go to who asked, and with the
-    figures of the steps before it that it has not heard of.
+    """Everything one step brought. The supervisor gets it without outputs and tokens, which go to who asked, and with
+    the figures of the steps before it that it has not heard of.
     """
 
     incarnation: int
     outputs: list[Output]
+    next_tokens: NextTokens | None = None
+    """Come before the outputs."""
     stats: list[StepStats]
     """One for each forward pass; empty where only cancellations were handled."""
     running: int
@@ -231,6 +241,12 @@ class StepResult(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Since the engine started."""
     kernel_launches: dict[str, int]
     """"op/impl" -> calls since the engine started; impl is "triton", "cpu" or "reference"."""
+
+    @property
+    def answers(self) -> list[Output]:
+        """The outputs, and before them the tokens that come in columns, each as `Tokens`."""
+        rows = self.next_tokens.rows() if self.next_tokens is not None else ()
+        return [*(Tokens(id=id, sample=sample, token_ids=[token]) for id, sample, token in rows), *self.outputs]
 
 
 FromEngine = Loading | Ready | Failed | StepResult
