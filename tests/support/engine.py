@@ -132,7 +132,8 @@ class Answers:
         self.take(step.answers)
 
     def take(self, outputs):
-        """Takes in answers."""
+        """Takes in the answers of a step."""
+        begun = {key for key, _ in self.tokens}
         for output in outputs:
             match output:
                 case Tokens(id=key, sample=sample):
@@ -148,7 +149,7 @@ class Answers:
                 case Candidates(id=key) | Scored(id=key):
                     self.likely[key] = output
                 case Cached(id=key, tokens=tokens):
-                    if key in self.cached or any(known == key for known, _ in self.tokens):
+                    if key in self.cached or key in begun:
                         raise AssertionError("told of the cache late or twice")
                     self.cached[key] = tokens
                 case Rejected(id=key):

@@ -144,7 +144,7 @@ class NextTokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cached(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """How much of one `Generate` was not read, since it was in pages; at most one, before the first `Tokens`."""
+    """How much of one `Generate` was not read, since it was in pages; at most one, not after its first token's step."""
 
     id: int
     tokens: int
