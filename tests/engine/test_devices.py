@@ -23,6 +23,7 @@ SAMPLING = (
     {"temperature": 0.9, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.3},
     {"temperature": 0.7, "typical_p": 0.5},
     {"num_beams": 3, "suppressed_ids": [5, 7], "min_new_tokens": 2},
+    {"num_beams": 2},
 )
 
 

@@ -164,8 +164,10 @@ class Refusing:
 
 def test_what_can_not_be_captured_is_launched(caplog):
     engine, _ = null_engine("seq2seq", backend=Refusing())
-    answers = run(engine, request("seq2seq", 1, [3, 4, 6], 5))
-    assert answers.tokens[1, 0] == expected("seq2seq", [3, 4, 6], 5)
+    search = request("seq2seq", 2, [5, 9], 5, num_beams=3, n=3)
+    answers = run(engine, request("seq2seq", 1, [3, 4, 6], 5), search)
+    assert answers.tokens.pop((1, 0)) == expected("seq2seq", [3, 4, 6], 5)
+    assert answers.tokens == run(null_engine("seq2seq")[0], search).tokens
     assert answers.total("replayed_steps") == 0
     reasons = {record.fields["reason"] for record in caplog.records}
     assert reasons == {"operation not permitted when stream is capturing"}

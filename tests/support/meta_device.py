@@ -149,9 +149,9 @@ class _Download:
 
 
 def _upload(buffer, device):
-    moved = torch.empty(len(buffer._bytes), dtype=torch.uint8, device=device)
+    moved = torch.empty(len(buffer._bytes) // 4, dtype=torch.int32, device=device)
     buffer.copies += 1
-    return {name: moved[start : start + size].view(dtype) for name, (start, size, dtype) in buffer.fields.items()}
+    return {name: moved[first:last].view(dtype) for name, (first, last, dtype) in buffer.fields.items()}
 
 
 _goes_on = BeamSearch.advance

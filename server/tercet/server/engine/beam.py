@@ -82,13 +82,14 @@ class BeamSearch(Sequence):
         """Whether there is one in each place."""
         self.untold = True
         """Whether the device has yet to hear of its beams."""
-        self._dealt: list[list[int]] = [[] for _ in range(beams)]  # the pages of each
+        self._dealt = 0  # pages that are
         self._answers = answers
         self._shared = len(request.prompt) // page_size
         self.first_own = self._shared * page_size
         """The position from which on beams have pages of their own, and read each other's."""
         self._finished = [Hypothesis([], "length")] * beams
-        self._become([list(request.prompt) for _ in range(beams)])
+        self._beams = [Sequence(request, beam, list(request.prompt)) for beam in range(beams)]
+        self.tokens = self._beams[0].tokens
 
     @property
     def common(self) -> int:
@@ -129,11 +130,9 @@ class BeamSearch(Sequence):
 
     def rows(self) -> list[Sequence]:
         """Those of the next batch; the pages behind the prompt's are dealt out to all of them in turn."""
-        for beam, row in enumerate(self._beams):
-            own = self.pages[self._shared + beam :: self.widest]
-            row.pages = self._dealt[beam]  # the same list as long as it runs, which only grows
-            row.pages += (self.pages[: self._shared] + own)[len(row.pages) :]
-            row.lanes, row.head = self.lanes[beam : beam + 1], self.lanes[0]
+        if self._dealt < len(self.pages):
+            self._deal()
+        for row in self._beams:
             row.computed, row.drawn = self.computed, self.drawn
         return self._beams[: self.width]
 
@@ -141,7 +140,9 @@ class BeamSearch(Sequence):
         """Starts from so many tokens in pages; what a beam then reads lies in its own pages."""
         super().restart(computed)
         self.untold = True
-        self._dealt = [[] for _ in self._beams]
+        self._dealt = 0
+        for row in self._beams:
+            row.pages = []  # the same list as long as it runs, which only grows
 
     def draw(self) -> bool:
         """Counts the tokens that are being chosen; the device has heard of the beams now."""
@@ -156,9 +157,10 @@ class BeamSearch(Sequence):
         ]
         self._finished, self.finished_scores, self.ended = finished, step.finished_scores, step.ended
         self.scores = step.scores
-        self._become(
-            [[*self._beams[parent].tokens, token] for parent, token in zip(step.parents, step.tokens, strict=True)]
-        )
+        texts = [[*self._beams[parent].tokens, token] for parent, token in zip(step.parents, step.tokens, strict=True)]
+        for row, tokens in zip(self._beams, texts, strict=True):
+            row.rewrite(tokens)
+        self.tokens = texts[0]
         self.drawn = max(0, self.drawn - 1)
         return step.over
 
@@ -171,10 +173,12 @@ class BeamSearch(Sequence):
             if rank < self._answers
         ]
 
-    def _become(self, texts: list[list[int]]) -> None:
-        """Makes the beams of their tokens."""
-        self._beams = [Sequence(self.request, beam, tokens) for beam, tokens in enumerate(texts)]
-        self.tokens = self._beams[0].tokens
+    def _deal(self) -> None:
+        for beam, row in enumerate(self._beams):
+            own = self.pages[self._shared + beam :: self.widest]
+            row.pages += (self.pages[: self._shared] + own)[len(row.pages) :]
+            row.lanes, row.head = self.lanes[beam : beam + 1], self.lanes[0]
+        self._dealt = len(self.pages)
 
     def _hypothesis(self, parent: int, token: int) -> Hypothesis:
         tokens = [*self._beams[parent].tokens[len(self.request.prompt) :], token]

@@ -180,6 +180,12 @@ class Sequence:
         self._looked_at = len(self.tokens)
         return self._seen_ids
 
+    def rewrite(self, tokens: list[int]) -> None:
+        """Makes it another text."""
+        self.tokens = tokens
+        if self._looked_at:
+            self._seen, self._seen_ids, self._looked_at = set(), token_ids(), 0
+
     def draw(self) -> bool:
         """Counts a token that is being chosen, unless it is the last; False if the host has to know it first."""
         if self.awaited:
