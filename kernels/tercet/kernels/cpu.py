@@ -146,7 +146,9 @@ def pooling(hidden: Tensor, start: Tensor, length: Tensor, *, kind: PoolingKind,
         else:
             pooled = torch.zeros(len(start), hidden.shape[1])
             pooled.index_copy_(0, real, hidden.index_select(0, place.index_select(0, real)).float())
-    return functional.normalize(pooled, dim=-1) if normalize else pooled
+    if normalize:  # in place, and by fewer calls than functional.normalize makes
+        pooled /= torch.linalg.vector_norm(pooled, dim=-1, keepdim=True).clamp_min_(1e-12)
+    return pooled
 
 
 def sample(

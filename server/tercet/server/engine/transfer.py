@@ -50,10 +50,9 @@ class PackedBuffer:
 
     def upload(self, device: torch.device) -> dict[str, Tensor]:
         """Moves everything at once; each field is a view of what arrived."""
-        host = torch.frombuffer(self._bytes, dtype=torch.int32)
+        words = torch.frombuffer(self._bytes, dtype=torch.int32)
         if device.type == "cuda":
-            host = host.pin_memory()
-        words = host.to(device, non_blocking=True)
+            words = words.pin_memory().to(device, non_blocking=True)
         self.copies += 1
         views = {name: words[first:last] for name, (first, last, _) in self.fields.items()}
         return views | {name: views[name].view(kind) for name, (*_, kind) in self.fields.items() if kind != torch.int32}
