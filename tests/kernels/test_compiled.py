@@ -139,3 +139,33 @@ def test_a_compiler_that_aborts_fails_its_own_job_alone(tmp_path):
     assert result.stdout.strip() == "first second third aborts sm_80 does not compile: the compiler aborts", (
         result.stderr
     )
+
+
+LAUNCHES = """
+from types import SimpleNamespace
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+from tercet.kernels.calls import CALLS
+from tercet.kernels.launches import launches, source
+
+here = {"get_current_device": 0, "get_current_stream": 0, "get_current_target": GPUTarget("cuda", 90, 32)}
+driver.set_active(SimpleNamespace(**{name: lambda *device, told=told: told for name, told in here.items()}))
+asked = []
+
+def ask(kernel, key, signature, device, constants, options, attributes, warmup):
+    asked.append(kernel.ASTSource(kernel, signature, constants, attributes).hash())
+
+JITFunction._do_compile = ask
+found = [launch for call in CALLS.values() for launch in launches(call, ("sm_90", "any"))]
+for launch in found:
+    launch.kernel.run(*launch.arguments, grid=(1,), warmup=True, **launch.keywords)
+wrong = [launch.kernel.__name__ for launch, key in zip(found, asked, strict=True) if source(launch)[0].hash() != key]
+print(len(found) > 100, wrong)
+"""
+
+
+def test_what_is_compiled_beforehand_is_found_when_it_is_launched():
+    """Triton's cache knows both by one key."""
+    result = compiling("-c", LAUNCHES)
+    assert result.stdout == "True []\n", result.stderr

@@ -51,13 +51,15 @@ def launches(call: Call, keys: tuple[str, ...] = ("any",)) -> list[Launch]:
 
 
 def source(launch: Launch) -> tuple[Any, dict[str, Any]]:
-    """The compiler's input for a launch, specialized as triton does: 1 is a constant, multiples of 16 are known.
+    """The compiler's input for a launch, as triton makes it when it launches: both find the same in its cache.
 
-    What a kernel is not specialized for is neither.
+    1 is a constant, multiples of 16 are known; what a kernel is not specialized for is neither.
     """
+    import triton
     from triton.compiler import ASTSource
     from triton.tools.tensor_descriptor import TensorDescriptor
 
+    lists_constants = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7)  # among what has attributes
     kernel = launch.kernel
     names: list[str] = kernel.arg_names
     values = dict(zip(names, launch.arguments, strict=False)) | launch.keywords
@@ -69,20 +71,22 @@ def source(launch: Launch) -> tuple[Any, dict[str, Any]]:
     for index, name in enumerate(names):
         value = values[name]
         if isinstance(value, TensorDescriptor):
-            block = ",".join(map(str, value.block_shape))
-            signature[name] = f"tensordesc<{POINTERS[value.base.dtype].removeprefix('*')}[{block}]>"
+            signature[name] = f"tensordesc<{POINTERS[value.base.dtype].removeprefix('*')}{list(value.block_shape)}>"
             continue
         one = isinstance(value, int) and value == 1 and name not in unknown
         if name in constants or value is None or one:
             signature[name] = "constexpr"
             constexprs[index,] = value
+            if lists_constants or isinstance(value, str):
+                attributes[index,] = []
             continue
         if isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]
         else:
             signature[name] = "i32" if isinstance(value, int) else "fp32"
-        if name not in unknown and (isinstance(value, torch.Tensor) or value % 16 == 0):
-            attributes[index,] = [["tt.divisibility", 16]]
+        if name not in unknown and isinstance(value, (torch.Tensor, int)):
+            known = isinstance(value, torch.Tensor) or value % 16 == 0
+            attributes[index,] = [["tt.divisibility", 16]] if known else []
     options = {name: value for name, value in values.items() if name not in names}
     return ASTSource(kernel, signature, constexprs, attributes), options
 
@@ -104,7 +108,9 @@ def describe(launch: Launch) -> str:
 def fingerprint(launch: Launch) -> str:
     """Changes with the source of the kernel, of what it calls, and with the compiler's input."""
     compiler_source, options = source(launch)
-    given = compiler_source.signature, compiler_source.constants, compiler_source.attrs, options
+    signature = {name: kind.replace(" ", "") for name, kind in compiler_source.signature.items()}
+    attributes = {place: told for place, told in compiler_source.attrs.items() if told}
+    given = signature, compiler_source.constants, attributes, options
     digest = hashlib.sha256(repr((launch.kernel.__name__, *(sorted(part.items()) for part in given))).encode())
     for module in sorted(_modules(launch.kernel.fn.__module__)):
         digest.update(Path(str(sys.modules[module].__file__)).read_bytes())
