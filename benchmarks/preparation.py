@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import multiprocessing
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ POLL_SECONDS = 0.1
 
 def warm(tier: str, row: str, settings: Settings) -> None:
     """Runs every contestant of a row once: a row that fails here will say so when it is measured."""
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # rows are parallel already
     rows = {each.name: each for each in importlib.import_module(f"benchmarks.{tier}").TIER.rows}
     rows[row].measure(dataclasses.replace(settings, only_warm=True))
 
