@@ -116,7 +116,8 @@ def unsupported_reasons(
 def call(op: str, tensor: torch.Tensor, *arguments: Any, head_dim: int | None = None, **options: Any) -> Any:
     """Runs `op` on the selected implementation; `tensor`, its first argument, decides device and dtype."""
     implementation = selected(tensor.device)
-    reasons = _reasons(op, implementation, tensor.device, tensor.dtype, head_dim, _interpreted())
+    interpreted = implementation == "triton" and _interpreted()  # a look at the environment takes a microsecond
+    reasons = _reasons(op, implementation, tensor.device, tensor.dtype, head_dim, interpreted)
     if implementation == "triton":
         reasons += _layout_reasons(op, (tensor, *arguments), options)
     if reasons:
