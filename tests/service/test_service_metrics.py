@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from tercet.server import control, frames
 from tercet.server.link import Link
+from tercet.server.metrics import Histogram, TokenGaps
 from tercet.server.server_metrics import ServerMetrics
 from tercet.v1.embedding_pb2 import EmbedRequest
 from tercet.v1.generation_pb2 import GenerateRequest, SamplingParameters
@@ -190,3 +192,24 @@ async def test_what_was_sent_before_a_scrape_is_in_it(tmp_path: Path, rests: boo
         assert f'tercet_front_end_restarts_total{{reason="exit"}} {sent}.0' in exposition
     transport.abort()
     theirs.close()
+
+
+def test_gaps_are_observed_together_as_they_would_be_alone():
+    buckets, singly, together = (0.25, 1.0), CollectorRegistry(), CollectorRegistry()
+    alone = Histogram("gaps", "Between tokens.", buckets=buckets, registry=singly)
+    gaps = TokenGaps(Histogram("gaps", "Between tokens.", buckets=buckets, registry=together))
+    for arrived, since, tokens in [
+        (8.0, 7.75, 1),  # on the bound of a bucket
+        (8.0, 7.75, 1),
+        (8.0, 7.5, 4),  # of one row: an eighth of a second each
+        (8.125, 8.0, 1),
+        (8.25, 5.25, 2),  # beyond the last bound
+        (8.25, 8.125, 1),
+    ]:
+        gaps.add(arrived, since, tokens)
+        for _ in range(tokens):
+            alone.observe((arrived - since) / tokens)
+    gaps.flush()
+    gaps.flush()
+    [expected], [found] = singly.collect(), together.collect()
+    assert found.samples == expected.samples
