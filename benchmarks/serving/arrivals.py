@@ -119,7 +119,7 @@ def steady(workload: Workload, settings: Settings) -> Result:
         rate = SHARE * _closed_loop_rate(server.address, workload)
         rounds = [
             {
-                name: run(_load(server.address, workload, rate, burstiness=shape, seed=seed))
+                name: run(_load(server.address, workload, rate, burstiness=shape, seed=seed))[0]
                 for name, shape in kinds.items()
             }
             for seed in range(_rounds(settings))
@@ -157,7 +157,7 @@ def highest_rate(workload: Workload, settings: Settings) -> Result:
         low, high = 0.0, 1.5 * closed
         for probe in range(PROBES):
             rate = (low + high) / 2
-            timelines = run(_load(server.address, workload, rate, seed=probe))
+            [timelines] = run(_load(server.address, workload, rate, seed=probe))
             held = sum(map(workload.goal.held, timelines)) / len(timelines)
             low, high = (rate, high) if held >= 0.99 else (low, rate)
     return Result(
@@ -186,9 +186,8 @@ def together(settings: Settings) -> Result:
         for name, one in workloads.items():
             requests = one.requests(max(1, round(rates[name] * LONG_SECONDS)))
             loads[name] = Load(server.address, name, one.question, requests, rates[name])
-        alone = {name: _p99(run(load)) for name, load in loads.items()}
-        with ThreadPoolExecutor(len(loads)) as pool:
-            beside = dict(zip(loads, map(_p99, pool.map(run, loads.values())), strict=True))
+        alone = {name: _p99(run(load)[0]) for name, load in loads.items()}
+        beside = dict(zip(loads, map(_p99, run(*loads.values())), strict=True))
     for name in models:
         facts[f"{name} requests"] = len(loads[name].requests)
         facts |= {f"{name} alone p99_e2el_ms": alone[name], f"{name} beside p99_e2el_ms": beside[name]}

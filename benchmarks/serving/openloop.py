@@ -19,9 +19,12 @@ from tercet.client import AsyncClient, TercetError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from multiprocessing.synchronize import Barrier
 
 Question = Literal["embed", "stream"]
-HEAD_START = 1.0  # seconds for all processes to connect before the first arrival
+START_SECONDS = 120.0  # at most, until all senders are connected
+
+_moment: Barrier
 
 
 @dataclass(frozen=True)
@@ -59,29 +62,35 @@ class Load:
         return times
 
 
-def run(load: Load) -> list[Timeline]:
-    """Sends the load and waits for every answer."""
-    arrivals = load.arrivals()
-    start = time.monotonic() + HEAD_START * load.processes  # the clock is the machine's
-    shares = [slice(first, None, load.processes) for first in range(load.processes)]
+def run(*loads: Load) -> list[list[Timeline]]:
+    """Sends the loads, all from one moment on, and waits for every answer; gives the requests of each load."""
+    senders = sum(load.processes for load in loads)
     context = multiprocessing.get_context("spawn")  # gRPC does not bear a fork
-    with ProcessPoolExecutor(load.processes, mp_context=context) as senders:
-        parts = [
-            senders.submit(_send, load, load.requests[share], [start + arrival for arrival in arrivals[share]])
-            for share in shares
-        ]
-        return [timeline for part in parts for timeline in part.result()]
+    moment = context.Barrier(senders, timeout=START_SECONDS)
+    with ProcessPoolExecutor(senders, mp_context=context, initializer=_meet_at, initargs=(moment,)) as pool:
+        parts = [[pool.submit(_send, load, first) for first in range(load.processes)] for load in loads]
+        return [[timeline for part in own for timeline in part.result()] for own in parts]
 
 
-def _send(load: Load, requests: Sequence[Request], arrivals: Sequence[float]) -> list[Timeline]:
-    return asyncio.run(_send_all(load, requests, arrivals))
+def _meet_at(moment: Barrier) -> None:
+    """Tells a sender where all of them wait until the last is connected."""
+    global _moment  # noqa: PLW0603 - a process that a pool starts is told things in no other way
+    _moment = moment
+
+
+def _send(load: Load, first: int) -> list[Timeline]:
+    share = slice(first, None, load.processes)
+    return asyncio.run(_send_all(load, load.requests[share], load.arrivals()[share]))
 
 
 async def _send_all(load: Load, requests: Sequence[Request], arrivals: Sequence[float]) -> list[Timeline]:
     async with AsyncClient(load.address, timeout=600) as client:
         await client.wait_ready()
+        _moment.wait()
+        start = time.monotonic()
         running: list[asyncio.Task[Timeline]] = []
-        for request, arrival in zip(requests, arrivals, strict=True):
+        for request, after in zip(requests, arrivals, strict=True):
+            arrival = start + after
             await asyncio.sleep(max(0.0, arrival - time.monotonic()))
             running.append(asyncio.create_task(_ask(client, load, request, arrival)))
         return [await task for task in running]

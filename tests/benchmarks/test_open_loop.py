@@ -76,8 +76,10 @@ def test_gaps_have_the_rate_and_the_burstiness_asked_for(burstiness: float) -> N
 def test_every_request_is_sent_and_answered_by_a_model_that_computes_nothing() -> None:
     requests = [Request([1000 + i] * (4 + i)) for i in range(6)]
     with serve({"minilm": checkpoints.minilm()}, "--threads", "1", pace=Pace(step=0.001)) as server:
-        timelines = run(load(address=server.address, model="minilm", requests=requests, rate=100.0, processes=2))
-        lost = run(load(address=server.address, model="nobody", requests=requests[:1]))
+        timelines, lost = run(
+            load(address=server.address, model="minilm", requests=requests, rate=100.0, processes=2),
+            load(address=server.address, model="nobody", requests=requests[:1]),
+        )
     assert sorted(timeline.prompt_tokens for timeline in timelines) == [4, 5, 6, 7, 8, 9]
     assert all(timeline.error is None and 0 < timeline.duration < 60 for timeline in timelines)
     assert [timeline.error for timeline in lost] == ["NotFound"]
