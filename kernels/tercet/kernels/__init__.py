@@ -1,10 +1,12 @@
 """Fused transformer kernels in Triton, each with a naive torch reference and a fast CPU implementation.
 
-`tercet.kernels.ops` and `attention_ops` say what each op computes; `tercet.kernels.dispatch` chooses what runs.
+`tercet.kernels.ops`, `attention_ops` and `decode_ops` say what each op computes; `tercet.kernels.dispatch` chooses what
+runs.
 """
 
 from tercet.kernels import dispatch
 from tercet.kernels.attention_ops import SPLIT_KV_QUERIES, attention, attention_plan, paged_attention
+from tercet.kernels.decode_ops import decode_inputs, next_tokens
 from tercet.kernels.dispatch import UnsupportedError
 from tercet.kernels.ops import (
     activation,
@@ -25,11 +27,13 @@ __all__ = [
     "activation",
     "attention",
     "attention_plan",
+    "decode_inputs",
     "dispatch",
     "embedding",
     "head_topk",
     "kv_write",
     "layer_norm",
+    "next_tokens",
     "pad",
     "paged_attention",
     "pooling",

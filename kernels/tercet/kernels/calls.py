@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from tercet.kernels import attention_ops, ops
+from tercet.kernels import attention_ops, decode_ops, ops
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -150,6 +150,22 @@ def _sample_call() -> Iterator[Call]:
     )  # fmt: skip
 
 
+def _decode_step_calls() -> Iterator[Call]:
+    ints, table, keys = _ints(ROWS), _ints(ROWS, LONGEST // PAGE_SIZE), _ints(ROWS, LONGEST)
+    logits, places = _meta(ROWS, 1, dtype=torch.float32), _meta(ROWS, dtype=torch.int64)
+    inputs = partial(decode_ops.decode_inputs, ints, ints, table, page_size=PAGE_SIZE)
+    next_tokens = partial(decode_ops.next_tokens, vocabulary=VOCABULARY, last_token=ints)
+    runs: dict[str, Callable[[], object]] = {
+        "decode inputs": inputs,
+        "decode inputs across beams": partial(inputs, cross_length=ints, head=ints, holders=keys),
+        "next tokens greedy": lambda: next_tokens(logits, _ints(ROWS, 1), active=ints),
+        "next tokens of few": lambda: next_tokens(places, _ints(ROWS, ops.MAX_TOP_K), active=ints),
+        "next tokens of lanes": lambda: next_tokens(places, lanes=ints),
+    }
+    for form, run in runs.items():
+        yield Call(form, "", 0, run)
+
+
 # Rows, and how many of the best: tiles of few rows and of many, merges in one step and in several.
 HEAD_FORMS = {
     "bfloat16": ((16, 1), (128, 1), (16, ops.MAX_TOP_K), (32, ops.MAX_TOP_K)), "float16": (), "float32": ((16, 1),),
@@ -171,6 +187,7 @@ def _calls() -> Iterator[Call]:
             yield from _row_calls(name)
         yield from _head_calls(name)
     yield from _sample_call()
+    yield from _decode_step_calls()
 
 
 CALLS = {call.name: call for call in _calls()}

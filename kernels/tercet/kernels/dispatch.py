@@ -41,11 +41,13 @@ KERNEL_MODULES = {
     "pooling": "pooling",
     "sample": "sample",
     "head_topk": "head_topk",
+    "decode_inputs": "decode_step",
+    "next_tokens": "decode_step",
 }
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256
 MIN_CAPABILITY = (8, 0)  # of NVIDIA's GPUs
-ANY_DTYPE = ("pad", "unpad")  # these move numbers and compute nothing
+ANY_DTYPE = ("pad", "unpad", "decode_inputs", "next_tokens")  # these move numbers and compute nothing
 ATTENTION_OPS = ("attention", "paged_attention")
 PRODUCT_OPS = (*ATTENTION_OPS, "head_topk")  # these multiply matrices
 # Their first arguments, q, k and v, may be slices of one tensor.

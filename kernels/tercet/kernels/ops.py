@@ -5,7 +5,7 @@ of the lengths) and padded (`start[b] = b * longest`) are the same to every op. 
 contiguous, except that the q, k and v of attention and kv_write may be column slices of one matrix: a token's heads lie
 together, tokens at any distance, the same for k and v. Starts, lengths, page tables, positions, slots and token ids are
 int32 or int64. `T` is tokens of storage, `B` rows, `H` heads, `D` the size of a head. On a GPU nothing here waits for
-the device. Those of attention are in `attention_ops.py`.
+the device. Those of attention are in `attention_ops.py`, those around a step that decodes in `decode_ops.py`.
 """
 
 from __future__ import annotations

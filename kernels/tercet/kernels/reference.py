@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from tercet.kernels.decode_ops import DecodeInputs
 from tercet.kernels.philox import uniform
 
 if TYPE_CHECKING:
@@ -229,3 +230,37 @@ def head_topk(hidden: Tensor, weight: Tensor, *, k: int, bias: Tensor | None) ->
     logits = functional.linear(_wide(hidden), _wide(weight), None if bias is None else _wide(bias)).to(hidden.dtype)
     values, ids = _wide(logits).sort(descending=True, stable=True)
     return values[:, :k], ids[:, :k].int()
+
+
+def decode_inputs(
+    length: Tensor, active: Tensor, page_table: Tensor, *, page_size: int, cross_length: Tensor | None,
+    head: Tensor | None, holders: Tensor | None,
+) -> DecodeInputs:  # fmt: skip
+    positions = length * active
+    kv_length = positions + active
+    page = page_table.gather(1, (positions // page_size).long()[:, None])[:, 0]
+    slots = torch.where(active > 0, page * page_size + positions % page_size, -1)
+    if head is not None and holders is not None:
+        own = (head < 0)[:, None] & (torch.arange(holders.shape[1], device=head.device) < kv_length[:, None])
+        every = torch.arange(len(head), dtype=holders.dtype, device=head.device)[:, None]
+        holders.copy_(torch.where(own, every, holders))
+    length += active
+    return DecodeInputs(positions, kv_length, slots, None if cross_length is None else cross_length * active)
+
+
+def next_tokens(
+    choice: Tensor, ids: Tensor | None, *, vocabulary: int, last_token: Tensor | None, lanes: Tensor | None,
+    active: Tensor | None,
+) -> Tensor:  # fmt: skip
+    if ids is None:
+        tokens = choice
+    elif choice.is_floating_point():
+        tokens = torch.where(choice[:, 0].isfinite(), ids[:, 0], vocabulary)
+    else:
+        known = choice < ids.shape[1]
+        tokens = torch.where(known, ids.gather(1, torch.where(known, choice, 0)[:, None])[:, 0], vocabulary)
+    if last_token is not None:
+        where = torch.arange(len(tokens), device=tokens.device) if lanes is None else lanes.long()
+        told = tokens.clamp(max=vocabulary - 1).to(last_token.dtype)
+        last_token[where] = told if active is None else torch.where(active > 0, told, last_token[where])
+    return tokens.long()

@@ -57,7 +57,8 @@ class BeamTables:
         self.ended = torch.zeros(lanes, dtype=torch.bool, device=device)
         """[lanes]: whether there is a finished beam in a place."""
         self.holders = torch.zeros(lanes, longest, dtype=torch.int32, device=device)
-        """int32 [lanes, longest]: the lane of the beam whose pages hold each key."""
+        """int32 [lanes, longest]: the lane of the beam whose pages hold each key; of a row that is no beam, but is
+        replayed beside some, its own."""
         self.ends = torch.zeros(lanes, MAX_ENDS, dtype=torch.int32, device=device)
         """int32 [lanes, MAX_ENDS]: tokens that end a text."""
         self._settings = torch.zeros(lanes, len(Settings._fields), dtype=torch.int32, device=device)

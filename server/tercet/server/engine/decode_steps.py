@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from tercet.kernels import decode_inputs
 from tercet.server.engine.beam import BeamSearch
 from tercet.server.engine.beam_step import Searches, continue_beams
-from tercet.server.engine.sampler import CLASSES, SamplingRows, draw, likeliest_of
+from tercet.server.engine.sampler import CLASSES, LastTokens, SamplingRows, draw, likeliest_of
 from tercet.server.engine.tuning import BEAM_CANDIDATES, BEAMS, decode_buckets
 from tercet.server.models import DecoderBatch, Rows
 
@@ -130,40 +131,38 @@ class DecodeSteps:
     def _read(self, rows: int, *, beams: bool = False) -> Tensor:
         lanes, page_size = self._lanes, self._cache.page_size
         active, table = lanes.active[:rows], lanes.page_table[:rows]
-        positions = lanes.length[:rows] * active
-        kv_length = positions + active
-        page = table.gather(1, (positions // page_size).long()[:, None])[:, 0]
         crossed = self._model.family == "seq2seq"
+        holders = self._tables.holders[:rows] if beams else None
+        inputs = decode_inputs(
+            lanes.length[:rows],
+            active,
+            table,
+            page_size=page_size,
+            cross_length=lanes.cross_length[:rows] if crossed else None,
+            head=lanes.head[:rows] if beams else None,
+            holders=holders,
+        )
         batch = DecoderBatch(
             token_ids=lanes.last_token[:rows],
-            positions=positions,
+            positions=inputs.positions,
             rows=Rows(start=self._every[:rows], length=active, longest=1, tokens=rows),
-            slots=torch.where(active > 0, page * page_size + positions % page_size, -1),
-            kv_length=kv_length,
+            slots=inputs.slots,
+            kv_length=inputs.kv_length,
             page_table=table,
             longest_kv=table.shape[1] * page_size,
-            key_rows=self._key_rows(rows) if beams else None,
+            key_rows=holders,  # the rows are lanes
             cross_page_table=lanes.cross_page_table[:rows] if crossed else None,
-            cross_length=lanes.cross_length[:rows] * active if crossed else None,
+            cross_length=inputs.cross_length,
             longest_cross=lanes.cross_page_table.shape[1] * page_size,
         )
-        hidden = self._model.decode(batch, self._cache)
-        lanes.length[:rows] += active
-        return hidden
+        return self._model.decode(batch, self._cache)
 
     def _draw(self, rows: int, likeliest: int | None) -> Tensor:
-        lanes, vocabulary = self._lanes, self._model.target_vocab_size
+        lanes = self._lanes
         draws = lanes.draws(rows)
         how = SamplingRows(draws.filters, draws.seed, draws.sample, lanes.length[:rows], likeliest=likeliest)
-        tokens = draw(self._model, self._graphs.output(("decode", Bucket(rows, beams=False))), how).tokens
-        last = lanes.last_token[:rows]
-        last.copy_(torch.where(lanes.active[:rows] > 0, tokens.clamp(max=vocabulary - 1).int(), last))
-        return tokens
-
-    def _key_rows(self, rows: int) -> Tensor:
-        """int32 [rows, longest]: the rows are lanes."""
-        beams = self._lanes.head[:rows, None] >= 0
-        return torch.where(beams, self._tables.holders[:rows], self._every[:rows, None])
+        last = LastTokens(lanes.last_token, active=lanes.active[:rows])
+        return draw(self._model, self._graphs.output(("decode", Bucket(rows, beams=False))), how, last).tokens
 
     def _continue_beams(self, rows: int) -> tuple[Tensor, Tensor]:
         lanes, every = self._lanes, self._every[:rows]

@@ -174,13 +174,13 @@ def warm_up(engine: Engine, limits: Limits, progress: Callable[[int, int], None]
 
 def _mixing(limits: Limits) -> Iterator[list[Reading | Generate]]:
     """Groups of requests, the later ones to be read while a beam search of the first goes on: prompts short and long,
-    alone and beside beams, are read by kernels of their own.
+    alone and beside beams, are read by kernels of their own, and so are tokens drawn among one, few and all.
     """
     if "generate" in limits.tasks:
         yield [_prompt(limits, 0, LONG_TOKENS)]
     yield [*_harmless(limits, BEAM_TOKENS)]
     if "generate" in limits.tasks:
-        yield [_prompt(limits, 4, WARM_UP_TOKENS)]
+        yield [_prompt(limits, 4, WARM_UP_TOKENS, temperature=1.0)]
         yield [_prompt(limits, 5, LONG_TOKENS)]
     yield [*_readings(limits)]
 
@@ -200,13 +200,12 @@ def _readings(limits: Limits) -> Iterator[Reading]:
             yield Embed(id=key, token_ids=token_ids([0]) * limits.longest_read, pooling="mean", normalize=True)
 
 
-def _prompt(limits: Limits, key: int, tokens: int) -> Generate:
-    """Greedy, and nothing of it is found in a cache."""
+def _prompt(limits: Limits, key: int, tokens: int, temperature: float = 0.0) -> Generate:
+    """Greedy or drawn from all tokens, and nothing of it is found in a cache."""
     ids = _ids(limits, tokens)
     start = ids[: 2 if limits.family == "seq2seq" else 0]
-    return Generate(
-        id=key, token_ids=ids, decoder_ids=start, cache_salt=f"warm-up {key}", sampling=Sampling(max_new_tokens=2)
-    )
+    sampling = Sampling(max_new_tokens=2, temperature=temperature)
+    return Generate(id=key, token_ids=ids, decoder_ids=start, cache_salt=f"warm-up {key}", sampling=sampling)
 
 
 def _ids(limits: Limits, tokens: int) -> TokenIds:

@@ -16,7 +16,7 @@ from tercet.server.engine.decoder_batch import decoder_work, put_sampling, sampl
 from tercet.server.engine.encoder_batch import encoder_work
 from tercet.server.engine.encoder_steps import EncoderSteps
 from tercet.server.engine.processors import process
-from tercet.server.engine.sampler import choices, draw
+from tercet.server.engine.sampler import LastTokens, choices, draw
 from tercet.server.engine.transfer import Download, PackedBuffer
 from tercet.server.models import Source
 
@@ -238,10 +238,7 @@ class Runner:
 
     def _draw(self, hidden: Tensor, sampling: SampledRows) -> Drawn:
         """Draws the next tokens of rows by their final hidden states, and lets the lanes know them."""
-        drawn = draw(self._model, hidden, sampling.how)
-        # One beyond the vocabulary is of a row that will be rejected, but may be read before that.
-        self._lanes.last_token[sampling.lanes] = drawn.tokens.clamp(max=self._model.target_vocab_size - 1).int()
-        return drawn
+        return draw(self._model, hidden, sampling.how, LastTokens(self._lanes.last_token, sampling.lanes))
 
     def _continue(self, hidden: Tensor, beams: BeamRows) -> tuple[Tensor, Tensor]:
         """Continues searches by the final hidden states of their beams, [N, hidden]."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from tercet.kernels import sample
+from tercet.kernels import next_tokens, sample
 from tercet.kernels.ops import MAX_TOP_K
 from tercet.server.engine.likelihood import Likelihood, likelihood, token_logprobs
 from tercet.server.engine.processors import (
@@ -87,6 +87,14 @@ class SamplingRows:
     told: Told | None = None
     likeliest: int | None = None
     """What `likeliest_of` says of rows without these three."""
+
+
+class LastTokens(NamedTuple):
+    """The table that gets what is drawn, for the next step to read; as the op `next_tokens` takes it."""
+
+    last_token: Tensor
+    lanes: Tensor | None = None
+    active: Tensor | None = None
 
 
 class Drawn(NamedTuple):
@@ -170,29 +178,32 @@ def unpack_sampling(views: dict[str, Tensor], sequences: Sequence[Row], draws: D
     )
 
 
-def draw(model: Model, hidden: Tensor, sampling: SamplingRows) -> Drawn:
+def draw(model: Model, hidden: Tensor, sampling: SamplingRows, last: LastTokens | None = None) -> Drawn:
     """The next token of each row by its final hidden state, [N, hidden]; nothing waits for the device.
 
     Where the likeliest tokens suffice, the other logits are never written.
     """
-    count = sampling.likeliest and min(sampling.likeliest, model.target_vocab_size)
+    vocabulary, told = model.target_vocab_size, last._asdict() if last else {}
+    count = sampling.likeliest and min(sampling.likeliest, vocabulary)
     if count is None or model.topk_refusals(len(hidden), count):
-        return choose(model.logits(hidden), sampling)
-    return Drawn(choose_likeliest(*model.head_topk(hidden, count), sampling, model.target_vocab_size), None)
+        drawn = choose(model.logits(hidden), sampling)
+        if last:
+            next_tokens(drawn.tokens, vocabulary=vocabulary, **told)
+        return drawn
+    choice, ids = model.head_topk(hidden, count)
+    if count > 1:
+        choice, ids = _place_of(choice, ids, sampling)
+    return Drawn(next_tokens(choice, ids, vocabulary=vocabulary, **told), None)
 
 
-def choose_likeliest(values: Tensor, ids: Tensor, sampling: SamplingRows, vocabulary: int) -> Tensor:
-    """The next token, int64 [N], of each row whose k likeliest have these logits, float32 [N, k], and ids, int32.
+def _place_of(values: Tensor, ids: Tensor, sampling: SamplingRows) -> tuple[Tensor, Tensor]:
+    """The place of the next token, int64 [N], among the k likeliest, and these in their order, int32 [N, k].
 
-    The same as `choose` gives of all logits, but that of more than k tokens which equal the last one kept, those with
-    the lowest ids are kept.
+    `values`, float32 [N, k], are their logits. It is the token that `choose` gives of all logits, but that of more than
+    k tokens which equal the last one kept, those with the lowest ids are kept.
     """
-    if ids.shape[1] == 1:
-        return torch.where(values.isfinite(), ids, vocabulary)[:, 0].long()
     ids, order = ids.sort(-1)  # tokens are drawn in their order
-    place = _sample(values.gather(1, order), sampling)
-    chosen = ids.gather(1, place.clamp(max=ids.shape[1] - 1)[:, None])[:, 0]
-    return torch.where(place < ids.shape[1], chosen, vocabulary).long()
+    return _sample(values.gather(1, order), sampling), ids
 
 
 def choose(logits: Tensor, sampling: SamplingRows) -> Drawn:
