@@ -83,12 +83,13 @@ INTEGERS = (0, 1, 2, 33, 1001, 2**31, 2**32 - 1)
 FLOATS = (math.nan, math.inf, -math.inf, 0.0, 1e-45, 0.5, 2.0, 3.4e38, -3.4e38)
 STRINGS = ("", " ", "\x00", "x" * 100_000, "{}", "[MASK]", "</s> <unk>", "en", "\u200b", "\uffff😀")
 VALUES: dict[int, tuple[Any, ...]] = {
-    FieldDescriptor.CPPTYPE_UINT32: INTEGERS,
-    FieldDescriptor.CPPTYPE_UINT64: (*INTEGERS, 2**64 - 1),
-    FieldDescriptor.CPPTYPE_FLOAT: FLOATS,
-    FieldDescriptor.CPPTYPE_BOOL: (False, True),
-    FieldDescriptor.CPPTYPE_STRING: STRINGS,
-    FieldDescriptor.CPPTYPE_ENUM: (-1, *range(7), 2**31 - 1),
+    FieldDescriptor.TYPE_UINT32: INTEGERS,
+    FieldDescriptor.TYPE_UINT64: (*INTEGERS, 2**64 - 1),
+    FieldDescriptor.TYPE_FLOAT: FLOATS,
+    FieldDescriptor.TYPE_BOOL: (False, True),
+    FieldDescriptor.TYPE_STRING: STRINGS,
+    FieldDescriptor.TYPE_BYTES: (b"", b"\0", bytes(4), b"\xff" * 8, bytes(9000)),
+    FieldDescriptor.TYPE_ENUM: (-1, *range(7), 2**31 - 1),
 }
 ALLOWED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
 FIELD = re.compile(r"[a-z_\d.\[\]]+: ")
@@ -127,7 +128,7 @@ def changed(message: Any) -> Iterator[tuple[str, Message]]:
                 (getattr(copy, name).add() if field.is_repeated else getattr(copy, name)).CopyFrom(other)
                 yield f"{name}.{path}", deepcopy(copy)
         else:
-            for value in VALUES[field.cpp_type]:
+            for value in VALUES[field.type]:
                 if field.is_repeated:
                     copy.ClearField(name)
                     getattr(copy, name).append(value)
