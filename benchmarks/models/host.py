@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from benchmarks.models.recipes import GPT2, saved
-from benchmarks.null_model import TOKEN, NullModel, Pace
+from benchmarks.null_model import TOKEN, NullModel, Pace, PacedDevice
 from benchmarks.rows import Goal, Result
 from tercet.server.engine.engine import Engine
 from tercet.server.engine.graphs import Graphs
@@ -61,7 +61,7 @@ class Rows:
         small = replace(GPT2.rehearsed(), options={**GPT2.options, **GPT2.small, "n_positions": LONGEST})
         with saved(small.built("cpu", torch.float32)) as folder:
             loaded = load_model(folder, device=torch.device("cpu"), dtype="float32")
-        model = NullModel(loaded, Pace(), settings.max_batch_tokens)
+        model = NullModel(loaded, PacedDevice(Pace()), settings.max_batch_tokens)
         pages = rows * LONGEST // settings.page_size
         self._engine = Engine(
             Runner(

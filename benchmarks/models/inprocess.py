@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tercet.server.engine.loading import load_engine
+from tercet.server.garbage import settle
 from tercet.server.text import load_text_model
 from tercet.server.wire import Embed, Embedding, EngineSettings, Generate, Rejected, Sampling, Tokens, token_ids
 
@@ -46,6 +47,7 @@ class InProcess:
             max_batch_tokens=max_batch_tokens, prefix_cache=prefix_cache,
         )  # fmt: skip
         self._engine, self.info = load_engine(settings, lambda _: None)
+        settle()
         self._requests = 0
 
     @functools.cached_property

@@ -1,7 +1,7 @@
 """What the service costs where the model costs nothing: the same engine over gRPC and in process, on a null model.
 
-The null model waits, asleep, as long as a GPU of a stated pace would compute, so that throughput in process is that
-pace and what is lost over gRPC is the service's.
+The null model takes as long as a GPU of a stated pace, which the engine runs ahead of, so that throughput in process is
+that pace and what is lost over gRPC is the service's.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ def encoder(settings: Settings) -> Result:
     """Throughput of batch calls with token ids, and the service's CPU time for each text."""
     sequences = _sequences(TEXTS, TEXT_TOKENS)
     calls = [sequences[first : first + TEXTS_A_CALL] for first in range(0, TEXTS, TEXTS_A_CALL)]
-    with in_place_of_models(ENCODER_PACE):
-        model = InProcess(checkpoints.minilm(), threads=1, max_batch_tokens=8192)
     with (
+        in_place_of_models(ENCODER_PACE),
         serve(
             {"minilm": checkpoints.minilm()}, "--threads", "1", "--max-batch-tokens", "8192", pace=ENCODER_PACE
         ) as server,
         Client(server.address, timeout=600) as client,
         ThreadPoolExecutor(CALLERS) as callers,
     ):
+        model = InProcess(checkpoints.minilm(), threads=1, max_batch_tokens=8192)
         cpu: list[float] = []
 
         def over_grpc() -> None:
@@ -96,14 +96,14 @@ def decoder(settings: Settings) -> Result:
         )
         for key, prompt in enumerate(prompts)
     ]
-    with in_place_of_models(DECODER_PACE):
-        model = InProcess(checkpoints.smollm2(), threads=1)
     with (
+        in_place_of_models(DECODER_PACE),
         serve({"smollm2": checkpoints.smollm2()}, "--threads", "1", pace=DECODER_PACE) as server,
         Client(server.address) as client,
         grpc.insecure_channel(server.address) as channel,
     ):
         client.wait_ready(timeout=60)
+        model = InProcess(checkpoints.smollm2(), threads=1)
         generate_many = GenerationServiceStub(channel).GenerateMany
         cpu: list[float] = []
 
