@@ -110,7 +110,7 @@ def test_every_op_has_every_implementation():
 
 
 def test_public_names_exist():
-    others = {"dispatch", "SPLIT_KV_QUERIES", "UnsupportedError"}
+    others = {"dispatch", "BeamLanes", "SPLIT_KV_QUERIES", "UnsupportedError"}
     assert set(dispatch.KERNEL_MODULES) | others == set(tercet.kernels.__all__)
 
 

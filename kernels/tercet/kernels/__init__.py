@@ -6,7 +6,7 @@ runs.
 
 from tercet.kernels import dispatch
 from tercet.kernels.attention_ops import SPLIT_KV_QUERIES, attention, attention_plan, paged_attention
-from tercet.kernels.decode_ops import decode_inputs, next_tokens
+from tercet.kernels.decode_ops import BeamLanes, beam_step, decode_inputs, next_tokens
 from tercet.kernels.dispatch import UnsupportedError
 from tercet.kernels.ops import (
     activation,
@@ -23,10 +23,12 @@ from tercet.kernels.ops import (
 
 __all__ = [
     "SPLIT_KV_QUERIES",
+    "BeamLanes",
     "UnsupportedError",
     "activation",
     "attention",
     "attention_plan",
+    "beam_step",
     "decode_inputs",
     "dispatch",
     "embedding",

@@ -155,13 +155,22 @@ def _decode_step_calls() -> Iterator[Call]:
     logits, places = _meta(ROWS, 1, dtype=torch.float32), _meta(ROWS, dtype=torch.int64)
     inputs = partial(decode_ops.decode_inputs, ints, ints, table, page_size=PAGE_SIZE)
     next_tokens = partial(decode_ops.next_tokens, vocabulary=VOCABULARY, last_token=ints)
+    floats = _meta(ROWS, dtype=torch.float32)
+    lanes = decode_ops.BeamLanes(
+        ints, ints, ints, ints, floats, floats, ints, keys, _ints(ROWS, 1024), _ints(ROWS, 7)
+    )  # fmt: skip
+    likely, ids = (_meta(ROWS, 32, dtype=dtype) for dtype in (torch.float32, torch.int64))
     runs: dict[str, Callable[[], object]] = {
+        "beam step": lambda: decode_ops.beam_step(
+            likely, ids, row=ints, heads=ints, active=ints, lanes=lanes, beams=8, candidates=32, ends=15,
+            longest=LONGEST,
+        ),
         "decode inputs": inputs,
         "decode inputs across beams": partial(inputs, cross_length=ints, head=ints, holders=keys),
         "next tokens greedy": lambda: next_tokens(logits, _ints(ROWS, 1), active=ints),
         "next tokens of few": lambda: next_tokens(places, _ints(ROWS, ops.MAX_TOP_K), active=ints),
         "next tokens of lanes": lambda: next_tokens(places, lanes=ints),
-    }
+    }  # fmt: skip
     for form, run in runs.items():
         yield Call(form, "", 0, run)
 

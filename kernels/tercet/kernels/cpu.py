@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tercet.kernels.cpu_attention import attention, attention_plan, paged_attention
 from tercet.kernels.philox import uniform
-from tercet.kernels.reference import decode_inputs, next_tokens
+from tercet.kernels.reference import beam_step, decode_inputs, next_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tercet.kernels.ops import ActivationKind, NormKind, PoolingKind
 
 __all__ = [
-    "activation", "attention", "attention_plan", "decode_inputs", "embedding", "head_topk", "kv_write", "layer_norm",
-    "next_tokens", "pad", "paged_attention", "pooling", "rms_norm", "sample", "unpad",
+    "activation", "attention", "attention_plan", "beam_step", "decode_inputs", "embedding", "head_topk", "kv_write",
+    "layer_norm", "next_tokens", "pad", "paged_attention", "pooling", "rms_norm", "sample", "unpad",
 ]  # fmt: skip
 
 HEAD_TOKENS = 8192  # of the vocabulary whose logits are held at once

@@ -77,3 +77,67 @@ def next_tokens(
     return dispatch.call(
         "next_tokens", choice, ids, vocabulary=vocabulary, last_token=last_token, lanes=lanes, active=active
     )
+
+
+class BeamLanes(NamedTuple):
+    """What is known of beams, by lane; of a search as a whole by the lane of its first beam, its head."""
+
+    head: Tensor
+    """[lanes]: the head of the search that a lane is a beam of; negative for others."""
+    sample: Tensor
+    """[lanes]: which beam of it."""
+    length: Tensor
+    """[lanes]: tokens in pages."""
+    last_token: Tensor
+    """[lanes]: the one that is read next."""
+    scores: Tensor
+    """float32 [lanes]: of the running beams."""
+    finished: Tensor
+    """float32 [lanes]: of the finished ones, which have as many places."""
+    ended: Tensor
+    """[lanes]: 1 if there is a finished beam in a place, else 0."""
+    holders: Tensor
+    """[lanes, W]: the lane whose pages hold each key."""
+    ends: Tensor
+    """[lanes, E]: tokens that end a text."""
+    settings: Tensor
+    """[lanes, 7]: a search's beams, how many candidates it chooses from, how many `ends` it has, the tokens of its
+    prompt, those of a text, prompt included, at which it is cut off, early stopping (0 for no, 1 for yes, 2 for
+    "never"), and its length penalty, a float32's bits."""
+
+
+def beam_step(
+    likely: Tensor,
+    ids: Tensor,
+    *,
+    row: Tensor,
+    heads: Tensor,
+    active: Tensor,
+    lanes: BeamLanes,
+    beams: int,
+    candidates: int,
+    ends: int,
+    longest: int,
+) -> tuple[Tensor, Tensor]:
+    """Continues beam searches, as `_beam_search` of transformers' generation/utils.py does, by the likeliest tokens.
+
+    - likely float32 [N, C'], ids int64 [N, C']: the greatest log probabilities of each row, falling, and their tokens.
+    - row [L]: which row a lane that is a beam goes on from.
+    - heads [S]: of searches. One of which no lane takes part stays as it is, and what is told of it means nothing.
+    - active [L]: 1 for the lanes that take part, else 0; L up to the number of lanes.
+    - lanes: scores, finished, ended, last_token and the first length + 1 holders of beams that take part are changed.
+    - beams, candidates, ends: the most of one search, K, C and E; longest: more than every `length` of a beam.
+
+    Scores that are equal come in the order of the beams, then of their likeliest tokens. Returns, with C no more than
+    K * C',
+
+    - float32 [S, 1 + 2K]: the score of the best candidate, not a number if any is none; the scores of the beams that
+      run; those of the places for finished ones;
+    - int32 [S, 4K + 2C + 1]: which beams the running ones continue, and with what; what is in each place now, what was
+      in one or -1 less the number of a candidate; whether that is a finished beam; of the candidates, best first, the
+      beam, and the token; whether the search is over.
+    """
+    return dispatch.call(
+        "beam_step", likely, ids, row=row, heads=heads, active=active, lanes=lanes, beams=beams, candidates=candidates,
+        ends=ends, longest=longest,
+    )  # fmt: skip

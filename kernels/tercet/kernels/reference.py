@@ -12,11 +12,17 @@ from torch.nn import functional
 
 from tercet.kernels.decode_ops import DecodeInputs
 from tercet.kernels.philox import uniform
+from tercet.kernels.reference_beams import beam_step
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tercet.kernels.ops import ActivationKind, NormKind, PoolingKind
+
+__all__ = [
+    "activation", "attention", "attention_plan", "beam_step", "decode_inputs", "embedding", "head_topk", "kv_write",
+    "layer_norm", "next_tokens", "pad", "paged_attention", "pooling", "rms_norm", "sample", "unpad",
+]  # fmt: skip
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from tercet.server.wire import Family, FinishReason, Generate
 
 NEVER = -1e9
-"""transformers' score of a beam that is not to be chosen, or what is added to that of one that may not be; in float32
-the sum is the same for all of them."""
+"""transformers' score of a beam that is not to be chosen."""
 
 
 class Continuation(NamedTuple):

@@ -47,14 +47,14 @@ class BeamRows:
 def pack_beams(buffer: PackedBuffer, placed: Sequence[Placed]) -> None:
     """Puts which searches go on with a batch into its buffer, and what is done to the scores of their beams."""
     lanes = 1 + max(search.lanes[-1] for _, search in placed)
-    slot, row = array("i", [len(placed)]) * lanes, array("i", [0]) * lanes
+    active, row = array("i", [0]) * lanes, array("i", [0]) * lanes
     first = 0
-    for index, (rows, search) in enumerate(placed):
+    for rows, search in placed:
         for beam, lane in enumerate(search.lanes):
-            slot[lane], row[lane] = index, first + min(beam, len(rows) - 1)
+            active[lane], row[lane] = 1, first + min(beam, len(rows) - 1)
         first += len(rows)
     buffer.put("beam_rows", chain.from_iterable(rows for rows, _ in placed))
-    buffer.put("beam_slot", slot)
+    buffer.put("beam_active", active)
     buffer.put("beam_row", row)
     buffer.put("beam_heads", [search.lanes[0] for _, search in placed])
     pack_processors(buffer.put, [beam for rows, search in placed for beam in search.beams[: len(rows)]], "beam_")
@@ -65,7 +65,7 @@ def unpack_beams(views: dict[str, Tensor], placed: Sequence[Placed]) -> BeamRows
     found = [search for _, search in placed]
     searches = Searches(
         heads=views["beam_heads"],
-        slot=views["beam_slot"],
+        active=views["beam_active"],
         row=views["beam_row"],
         beams=max(search.widest for search in found),
         # As where steps are replayed, so that equal logits come in the same order.

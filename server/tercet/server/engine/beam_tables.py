@@ -7,10 +7,11 @@ The host tells of a search once, when it starts or starts again. What changes wi
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
+from tercet.kernels import BeamLanes
 from tercet.server.engine.transfer import words
 
 if TYPE_CHECKING:
@@ -19,30 +20,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tercet.server.engine.beam import BeamSearch
+    from tercet.server.engine.lanes import Lanes
     from tercet.server.engine.transfer import PackedBuffer
 
 MAX_ENDS = 1 << 10  # tokens that end the texts of a search
 
-EARLY_STOPPING = {False: 0, True: 1, "never": 2}
-
-
-class Settings(NamedTuple):
-    """What some searches were asked for with, [S, 1] each."""
-
-    beams: Tensor
-    """int32"""
-    candidates: Tensor
-    """int32: how many continuations it chooses from."""
-    ends: Tensor
-    """int32: how many tokens end a text."""
-    prompt: Tensor
-    """int32: its tokens."""
-    limit: Tensor
-    """int32: tokens of a text, prompt included, at which it is cut off."""
-    early: Tensor
-    """int32, of `EARLY_STOPPING`."""
-    length_penalty: Tensor
-    """float32"""
+SETTINGS = 7  # of a search, and
+EARLY_STOPPING = {False: 0, True: 1, "never": 2}  # among them: as `BeamLanes.settings` has them
 
 
 class BeamTables:
@@ -54,20 +38,30 @@ class BeamTables:
         """float32 [lanes]: of the running beams."""
         self.finished = torch.zeros(lanes, device=device)
         """float32 [lanes]: of the finished ones, which have as many places."""
-        self.ended = torch.zeros(lanes, dtype=torch.bool, device=device)
-        """[lanes]: whether there is a finished beam in a place."""
+        self.ended = torch.zeros(lanes, dtype=torch.int32, device=device)
+        """int32 [lanes]: whether there is a finished beam in a place."""
         self.holders = torch.zeros(lanes, longest, dtype=torch.int32, device=device)
         """int32 [lanes, longest]: the lane of the beam whose pages hold each key; of a row that is no beam, but is
         replayed beside some, its own."""
         self.ends = torch.zeros(lanes, MAX_ENDS, dtype=torch.int32, device=device)
         """int32 [lanes, MAX_ENDS]: tokens that end a text."""
-        self._settings = torch.zeros(lanes, len(Settings._fields), dtype=torch.int32, device=device)
+        self.settings = torch.zeros(lanes, SETTINGS, dtype=torch.int32, device=device)
+        """int32 [lanes, SETTINGS]: what a search was asked for with."""
 
-    def settings(self, heads: Tensor) -> Settings:
-        """Those of the searches whose first lanes are `heads`, int32 [S]."""
-        told = self._settings.index_select(0, heads)
-        *whole, _ = told.split(1, dim=1)
-        return Settings._make((*whole, told.view(torch.float32)[:, -1:]))
+    def beam_lanes(self, lanes: Lanes) -> BeamLanes:
+        """As kernels take them, with what `lanes` know."""
+        return BeamLanes(
+            head=lanes.head,
+            sample=lanes.sample,
+            length=lanes.length,
+            last_token=lanes.last_token,
+            scores=self.scores,
+            finished=self.finished,
+            ended=self.ended,
+            holders=self.holders,
+            ends=self.ends,
+            settings=self.settings,
+        )
 
     def start(self, views: dict[str, Tensor]) -> None:
         """Fills in the lanes of the searches that `pack_started` put there."""
@@ -76,16 +70,16 @@ class BeamTables:
         lanes = views["started_lanes"]
         self.scores[lanes] = views["started_scores"]
         self.finished[lanes] = views["started_finished"]
-        self.ended[lanes] = views["started_ended"].bool()
+        self.ended[lanes] = views["started_ended"]
         self.holders[lanes] = views["started_holders"][:, None]
-        self._settings[views["started_heads"]] = views["started_settings"].view(-1, len(Settings._fields))
+        self.settings[views["started_heads"]] = views["started_settings"].view(-1, SETTINGS)
         if "started_ends" in views:
             self.ends[views["started_end_lanes"], views["started_end_places"]] = views["started_ends"]
 
 
 def beam_bytes(longest: int) -> int:
     """Bytes of a lane in all of `BeamTables`."""
-    return 4 * (2 + longest + MAX_ENDS + len(Settings._fields)) + 1
+    return 4 * (3 + longest + MAX_ENDS + SETTINGS)
 
 
 def pack_started(buffer: PackedBuffer, searches: Sequence[BeamSearch]) -> None:

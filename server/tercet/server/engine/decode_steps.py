@@ -165,11 +165,10 @@ class DecodeSteps:
         return draw(self._model, self._graphs.output(("decode", Bucket(rows, beams=False))), how, last).tokens
 
     def _continue_beams(self, rows: int) -> tuple[Tensor, Tensor]:
-        lanes, every = self._lanes, self._every[:rows]
-        takes_part = (lanes.active[:rows] > 0) & (lanes.head[:rows] >= 0)
+        every = self._every[:rows]
         searches = Searches(
             heads=every,
-            slot=torch.where(takes_part, lanes.head[:rows], rows),
+            active=self._lanes.active[:rows],
             row=every,
             beams=BEAMS,
             candidates=BEAM_CANDIDATES,
@@ -177,4 +176,4 @@ class DecodeSteps:
             longest=self._tables.holders.shape[1],
         )
         logits = self._model.logits(self._graphs.output(("decode", Bucket(rows, beams=True))))
-        return continue_beams(logits.log_softmax(-1), searches, lanes, self._tables)
+        return continue_beams(logits.log_softmax(-1), searches, self._lanes, self._tables)
