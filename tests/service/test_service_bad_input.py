@@ -140,6 +140,10 @@ def ids(*values: int) -> TextInput:
     return TextInput(token_ids=TokenIds(values=values))
 
 
+def packed(data: bytes) -> TextInput:
+    return TextInput(token_ids=TokenIds(packed=data))
+
+
 nan, inf = float("nan"), float("inf")
 
 
@@ -159,6 +163,10 @@ nan, inf = float("nan"), float("inf")
         ({"stop": Strings(values=["a"] * 17)}, "stop"),
         ({"stop_token_ids": TokenIds(values=[3] * 17)}, "stop_token_ids"),
         ({"stop_token_ids": TokenIds(values=[3, 60])}, "stop_token_ids.values[1]"),
+        ({"stop_token_ids": TokenIds(packed=b"\3\0\0\0" * 17)}, "stop_token_ids"),
+        ({"stop_token_ids": TokenIds(packed=b"\3\0\0\0\3\0\0\x80")}, "stop_token_ids.packed[1]"),
+        ({"stop_token_ids": TokenIds(packed=b"\3")}, "stop_token_ids.packed"),
+        ({"stop_token_ids": TokenIds(values=[3], packed=b"\3\0\0\0")}, "stop_token_ids"),
     ],
     ids=str,
 )
@@ -189,6 +197,7 @@ def test_sampling_values_out_of_range_are_named(stubs: Stubs, values: dict[str, 
         {"seed": 0},
         {"stop": Strings()},
         {"stop_token_ids": TokenIds()},
+        {"stop_token_ids": TokenIds(packed=b"\3\0\0\0" * 16)},
         {"stop": Strings(values=["b" * 256] * 16)},
     ],
     ids=str,
@@ -204,10 +213,9 @@ def test_sampling_values_at_the_edge_are_taken(stubs: Stubs, values: dict[str, o
         (GenerateRequest(model="decoder", input=TextInput()), "input"),
         (GenerateRequest(model="decoder", input=TextInput(text="")), "input.text"),
         (GenerateRequest(model="decoder", input=ids()), "input.token_ids"),
-        (
-            GenerateRequest(model="decoder", input=TextInput(token_ids=TokenIds(values=[60]))),
-            "input.token_ids.values[0]",
-        ),
+        (GenerateRequest(model="decoder", input=ids(60)), "input.token_ids.values[0]"),
+        (GenerateRequest(model="decoder", input=packed(b"\xff\xff\xff\xff")), "input.token_ids.packed[0]"),
+        (GenerateRequest(model="decoder", input=packed(b"\5\0")), "input.token_ids.packed"),
         (GenerateRequest(model="decoder", chat=Chat()), "chat.messages"),
         (GenerateRequest(model="decoder", chat=Chat(messages=[ChatMessage(content="w5")])), "chat.messages[0].role"),
         (GenerateRequest(input=TextInput(text="w5")), "model"),

@@ -92,7 +92,7 @@ class Sampling(TypedDict, total=False):
 
 @contextmanager
 def naming(field: str) -> Generator[None]:
-    """Names the field in what protobuf says inside: InvalidArgument of a wrong value, TypeError of a wrong type."""
+    """Names the field in what is raised inside: InvalidArgument of a wrong value, TypeError of a wrong type."""
     try:
         yield
     except (ValueError, OverflowError) as error:
@@ -118,7 +118,7 @@ def text(value: object, field: str) -> TextInput:
 
 def token_ids(values: Any, field: str) -> TokenIds:
     """Token ids, from any iterable of integers."""
-    if isinstance(values, str | bytes | Mapping):
+    if isinstance(values, str | bytes | bytearray | Mapping):
         raise TypeError(f"{field}: token ids are expected, got {type(values).__name__}")
     with naming(field):
         ids = array("I", values)
@@ -135,7 +135,7 @@ def listed(value: Any, field: str, *, empty_is_one: bool = False) -> tuple[list[
     """
     if isinstance(value, str):
         return [value], True
-    if isinstance(value, bytes | Mapping):
+    if isinstance(value, bytes | bytearray | Mapping):
         raise TypeError(f"{field}: text, token ids or a list of them is expected, got {type(value).__name__}")
     items = list(value)
     if not items and not empty_is_one:
