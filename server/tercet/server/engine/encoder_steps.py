@@ -62,10 +62,10 @@ class EncoderSteps:
             length = len(request.source)
             last = first + length
             starts[row], lengths[row] = first, length
-            ids[first:last] = array("i", request.source)
+            ids[first:last] = request.source
             positions[first:last] = self._range[:length]
             if self._typed and request.type_ids:
-                types[first:last] = array("i", request.type_ids)
+                types[first:last] = request.type_ids
             if self._cache and request.cross_pages:
                 size = self._cache.page_size
                 places = array("i")

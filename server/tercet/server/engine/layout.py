@@ -31,7 +31,8 @@ class Flat:
         self._start, self._length, self._padded = views[f"{prefix}start"], views[f"{prefix}length"], padded
         self.index = views[f"{prefix}index"]
         """int32 [packed tokens]: the index of each token in its row."""
-        longest, size = max(lengths), len(lengths) * max(lengths)
+        longest = max(lengths)
+        size = len(lengths) * longest
         self.rows = (
             Rows(start=self._count(size, longest), length=self._length, longest=longest, tokens=size)
             if padded
