@@ -9,30 +9,22 @@ import torch
 from support.checkpoints import VOCAB_SIZE, tiny_llama, tiny_t5
 from support.device import DEVICE, ON_GPU
 from support.engine import Answers, engine_of, generate, run
-from support.graphs import EmulatedGraphs, recorded
+from support.graphs import EmulatedGraphs, backend, recorded
 from tercet.kernels import dispatch
 from tercet.server.engine import decode_steps, tuning
 from tercet.server.engine.beam_tables import BeamTables
 from tercet.server.engine.decode_steps import Bucket, DecodeSteps
-from tercet.server.engine.graphs import CudaGraphs, Graphs
+from tercet.server.engine.graphs import Graphs
 from tercet.server.engine.lanes import Lanes
 from tercet.server.models import load_model
 from tercet.server.wire import Tokens
+
+pytestmark = pytest.mark.usefixtures("triton_kernels")
 
 MAKERS = {
     "decoder": partial(tiny_llama, num_hidden_layers=1),
     "seq2seq": partial(tiny_t5, num_layers=1, num_decoder_layers=1, num_heads=1),
 }
-
-
-@pytest.fixture(autouse=True)
-def _kernels(monkeypatch):
-    """The kernels that are compiled, or in Triton's interpreter: what serves on a CPU reads lengths on the host."""
-    if not ON_GPU:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    dispatch.select("triton")
-    yield
-    dispatch.select("auto")
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +39,6 @@ def _buckets(monkeypatch):
 def model(request, tmp_path_factory):
     folder = MAKERS[request.param](tmp_path_factory.mktemp(request.param))
     return load_model(folder, device=torch.device(DEVICE), dtype="float32", max_length=64)
-
-
-def backend():
-    """What captures."""
-    return CudaGraphs() if ON_GPU else EmulatedGraphs()
 
 
 def ask(model, key, length, new_tokens, **options):

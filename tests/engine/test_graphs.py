@@ -10,30 +10,22 @@ import torch
 from support.checkpoints import VOCAB_SIZE, tiny_bert, tiny_llama, tiny_t5
 from support.device import DEVICE, ON_GPU
 from support.engine import engine_of, expected, generate, null_engine, request, run
-from support.graphs import EmulatedGraphs, HostReadError, Recorder, recorded
+from support.graphs import EmulatedGraphs, HostReadError, Recorder, backend, recorded
 from tercet.kernels import dispatch
 from tercet.server.engine import tuning
 from tercet.server.engine.beam_tables import BeamTables
 from tercet.server.engine.decode_steps import Bucket, DecodeSteps
 from tercet.server.engine.encoder_steps import EncoderSteps
-from tercet.server.engine.graphs import CudaGraphs, Graphs
+from tercet.server.engine.graphs import Graphs
 from tercet.server.engine.lanes import Lanes
 from tercet.server.engine.sampler import CLASSES
 from tercet.server.engine.sequence import reading_request
 from tercet.server.models import load_model
-from tercet.server.wire import Embed
+from tercet.server.wire import Embed, token_ids
+
+pytestmark = pytest.mark.usefixtures("triton_kernels")
 
 MAKERS = {"decoder": tiny_llama, "seq2seq": tiny_t5}
-
-
-@pytest.fixture(autouse=True)
-def _kernels(monkeypatch):
-    """The kernels that are compiled, or in Triton's interpreter: what serves on a CPU reads lengths on the host."""
-    if not ON_GPU:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    dispatch.select("triton")
-    yield
-    dispatch.select("auto")
 
 
 @pytest.fixture(autouse=True)
@@ -48,11 +40,6 @@ def _buckets(monkeypatch):
 def model(request, tmp_path_factory):
     folder = MAKERS[request.param](tmp_path_factory.mktemp(request.param), **{"num_hidden_layers": 2})
     return load_model(folder, device=torch.device(DEVICE), dtype="float32", max_length=64)
-
-
-def backend():
-    """What captures."""
-    return CudaGraphs() if ON_GPU else EmulatedGraphs()
 
 
 def messages(model):
@@ -84,14 +71,14 @@ def test_tokens_are_those_of_launched_steps(model, monkeypatch):
 def test_vectors_are_those_of_launched_batches(tmp_path, layout):
     """Batches of one and of three texts, in the smallest bucket that holds them; a longer one is launched."""
     model = load_model(tiny_bert(tmp_path, num_hidden_layers=2), device=torch.device(DEVICE), dtype="float32")
-    ids = [5, 9, 200, 31, 8, 77, 12]
+    ids = token_ids([5, 9, 200, 31, 8, 77, 12])
     replayed, launched = (engine_of(model, layout=layout, **options) for options in ({"backend": backend()}, {}))
     for lengths in ((5,), (2, 3, 4), (7, 7, 1)):
         messages = [
             Embed(
                 id=key,
                 token_ids=ids[-length:],
-                type_ids=[1] * length if key == 1 else None,
+                type_ids=token_ids([1] * length) if key == 1 else None,
                 pooling=("mean", "cls", "none")[key],
                 normalize=True,
             )
@@ -138,7 +125,7 @@ def test_a_batch_launches_the_same_whatever_is_in_it(tmp_path):
     steps = EncoderSteps(model, None, Graphs(EmulatedGraphs()), [bucket])
     found = []
     for lengths in ((3, 4, 2), (13,)):
-        messages = (Embed(id=0, token_ids=[5] * n, pooling="mean", normalize=True) for n in lengths)
+        messages = (Embed(id=0, token_ids=token_ids([5] * n), pooling="mean", normalize=True) for n in lengths)
         packed = steps.pack(bucket, [reading_request(message, 0) for message in messages], [0, 3, 7][: len(lengths)])
         steps.fill(bucket, torch.tensor(packed, dtype=torch.int32))
         found += recorded(partial(steps._read, bucket))

@@ -14,7 +14,7 @@ from tercet.server import child, frames, supervisor, wire
 from tercet.server.child import StartError
 from tercet.server.control import State
 from tercet.server.server_metrics import ServerMetrics
-from tercet.server.supervisor import Supervisor
+from tercet.server.supervisor import EngineProcess, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,14 +92,20 @@ async def test_an_engine_that_slowly_fails_to_load(supervise, monkeypatch: pytes
     await engines.stop()
 
 
+async def ready(engines: Supervisor) -> EngineProcess:
+    """Starts the only engine and waits for it."""
+    await engines.start()
+    [engine] = engines.engines.values()
+    while engine.state is not State.READY:
+        await asyncio.sleep(0.01)
+    return engine
+
+
 async def test_strangers(supervise, tmp_path: Path):
     """Who connects to the socket of an engine after it is hung up on, and harms nothing."""
     engines = supervise()
-    engine = engines.engines["m"]
-    await engines.start()
     async with asyncio.timeout(20):
-        while engine.state is not State.READY:
-            await asyncio.sleep(0.01)
+        engine = await ready(engines)
         [socket] = tmp_path.glob("e0/1/control")
         reader, writer = await asyncio.open_unix_connection(socket)
         assert await reader.read() == b""
@@ -119,11 +125,8 @@ async def test_what_a_dead_engine_has_answered_is_counted(
     """It reports before it answers, and what lay unread when it died is read after."""
     monkeypatch.setattr(supervisor, "_REST", 3600.0)
     engines = supervise()
-    engine = engines.engines["m"]
-    await engines.start()
     async with asyncio.timeout(20):
-        while engine.state is not State.READY:
-            await asyncio.sleep(0.01)
+        engine = await ready(engines)
         [socket] = tmp_path.glob("e0/1/requests")
         reader, writer = await asyncio.open_unix_connection(socket)
         await answer(reader)  # a welcome

@@ -13,6 +13,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from support.device import ON_GPU
+from tercet.server.engine.graphs import CudaGraphs
+
 # Ops of which the host needs a number of the device, and methods of tensors likewise.
 READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 METHODS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__")
@@ -126,6 +129,11 @@ class EmulatedGraphs:
                 _again(*launch)
 
         return repeat, output
+
+
+def backend():
+    """What captures where the tests run."""
+    return CudaGraphs() if ON_GPU else EmulatedGraphs()
 
 
 def _reads(func, args, kwargs):
