@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from tercet.server.wire.ids import TokenIds, token_ids
+from tercet.server.wire.ids import TokenIds
 
 Pooling = Literal["mean", "cls", "last", "max", "none"]
 
@@ -69,7 +69,7 @@ class Predict(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     token_ids: TokenIds
     """For seq2seq the source."""
     type_ids: TokenIds | None = None
-    decoder_ids: TokenIds = msgspec.field(default_factory=token_ids)
+    decoder_ids: TokenIds = msgspec.field(default_factory=lambda: TokenIds("i"))
     """What a seq2seq decoder reads; empty for the other families."""
     last: int | None = None
     """The token that a head which reads the last one reads, an index; None is the last."""
@@ -97,7 +97,7 @@ class Score(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     id: int
     token_ids: TokenIds
     """The text (decoder) or the source (seq2seq)."""
-    decoder_ids: TokenIds = msgspec.field(default_factory=token_ids)
+    decoder_ids: TokenIds = msgspec.field(default_factory=lambda: TokenIds("i"))
     """What a seq2seq decoder starts from and the target; empty for decoders."""
     first: int = 1
     """The first token to score, an index into the text (decoder) or `decoder_ids`, at least 1."""
@@ -159,7 +159,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     id: int
     token_ids: TokenIds
     """The prompt; for seq2seq the source."""
-    decoder_ids: TokenIds = msgspec.field(default_factory=token_ids)
+    decoder_ids: TokenIds = msgspec.field(default_factory=lambda: TokenIds("i"))
     """What a seq2seq decoder starts from (decoder_start_token_id ...); empty for decoders."""
     sampling: Sampling
     n: int = 1
