@@ -236,7 +236,7 @@ def _places(question: FillMask | Score) -> int:
 def _pieces(rows: NDArray[np.float32], counts: Sequence[int]) -> Iterable[bytes | None]:
     """Cuts rows [sum(counts), size] into pieces of so many; None for one with what is not finite."""
     data, size = rows.tobytes(), rows.itemsize * rows.shape[1]
-    finite = np.isfinite(rows).all(axis=1).tolist()
+    finite = np.all(np.isfinite(rows), axis=1).tolist()
     first = 0
     for count in counts:
         last = first + count
