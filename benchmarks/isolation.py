@@ -37,6 +37,7 @@ def measured(row: Row, settings: Settings) -> Result:
 
 def release() -> bool:
     """Gives back what this process held on the GPU; False if the GPU does not answer it any more."""
+    gc.unfreeze()  # an engine takes what there is when it is loaded to stay, what its peers hold too
     gc.collect()
     if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
         try:

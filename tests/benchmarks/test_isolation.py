@@ -1,6 +1,8 @@
 """Rows of a GPU are measured in a process of their own, whose end is nobody else's."""
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -36,6 +38,19 @@ def test_a_row_that_does_not_end_is_ended(worker, monkeypatch):
     monkeypatch.setattr(isolation, "LONGEST", 0)
     result = worker.measure("kernels", ROW, SETTINGS)
     assert (result.not_measured, result.missed) == ("not done after 0 s", ["the row failed"])
+
+
+def test_what_is_in_cycles_is_given_back_though_an_engine_was_loaded_after_it():
+    class Peer:
+        def __init__(self):
+            self.itself = self
+
+    peer = Peer()
+    held = weakref.ref(peer)
+    gc.freeze()  # as an engine does
+    del peer
+    assert release()
+    assert held() is None
 
 
 def test_a_lost_gpu_is_noticed(monkeypatch):
