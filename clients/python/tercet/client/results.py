@@ -114,7 +114,9 @@ class Output:
     logprobs: list[TokenLogprob]
     """One for each of `token_ids`, if asked for."""
     score: float | None
-    """Of a beam: the sum of its log probabilities divided by its length to the power of length_penalty."""
+    """Of a beam: the sum of its log probabilities divided by its length to the power of length_penalty. -1e9, and there
+    are no tokens, where fewer beams have ended than were asked for.
+    """
 
 
 @dataclass(frozen=True)

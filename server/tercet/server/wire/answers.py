@@ -126,8 +126,8 @@ class Tokens(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     logprobs: list[TokenLogprob] | None = None
     """One a token, where asked for."""
     score: float | None = None
-    """Of a beam: the sum of its log probabilities divided by length ** length_penalty. -1e9 where too few beams
-    have ended."""
+    """Of a beam: the sum of its log probabilities divided by length ** length_penalty. -1e9, and no tokens, where
+    too few beams have ended."""
 
 
 class NextTokens(msgspec.Struct, frozen=True, kw_only=True):
