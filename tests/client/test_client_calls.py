@@ -298,6 +298,12 @@ def test_values_out_of_range_are_refused_before_they_are_sent(ask, fake, method,
     assert fake.requests == []
 
 
+@pytest.mark.parametrize("ids", [[-1], [2**32]])
+def test_ids_out_of_range_are_told_their_range(ask, ids):
+    with pytest.raises(InvalidArgument, match=r"input: token ids must lie in 0\.\.4294967295"):
+        ask("generate", ids)
+
+
 @pytest.mark.parametrize(
     ("method", "argument", "options", "named"),
     [

@@ -121,7 +121,10 @@ def token_ids(values: Any, field: str) -> TokenIds:
     if isinstance(values, str | bytes | bytearray | Mapping):
         raise TypeError(f"{field}: token ids are expected, got {type(values).__name__}")
     with naming(field):
-        ids = array("I", values)
+        try:
+            ids = array("I", values)
+        except OverflowError:
+            raise ValueError(f"token ids must lie in 0..{2**32 - 1}") from None
     if sys.byteorder == "big":
         ids.byteswap()
     return TokenIds(packed=ids.tobytes())
