@@ -1,7 +1,8 @@
 """What front ends count: calls, and the times and tokens of their answers.
 
 They count in files of memory that they share with the supervisor, which tells the sums: a count is there as soon as it
-is made, and stays where its front end dies. Calls that die with it are not counted: nobody saw how they ended.
+is made, and stays where its front end dies; times between tokens are counted a little later, or where an output ends.
+Calls that die with it are not counted: nobody saw how they ended.
 
 Names follow Prometheus' rules (base units, `_total`); labels are only ever names of served models, methods, codes and
 words of fixed lists.
