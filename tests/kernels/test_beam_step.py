@@ -54,7 +54,7 @@ def random_tables(rng, vocabulary, most):
 def random_likely(rows, vocabulary, *, equals):
     logits = torch.randn(rows, vocabulary) * 3
     values, ids = (logits.round() if equals else logits.log_softmax(-1)).topk(min(32, vocabulary))
-    return values, ids
+    return values, ids.int()
 
 
 def copied(tables):
@@ -131,7 +131,7 @@ def test_beams_change_places(implementation):
     tables, given = one_search(2, [-2.0, -1.0])
     tables.holders[:, :2] = ints([[0, 0], [0, 1]])
     likely = torch.tensor([[-0.5, -9.0], [-0.25, -8.0]])
-    told = beam_step(likely, torch.tensor([[11, 12], [21, 22]]), lanes=tables, **given)
+    told = beam_step(likely, ints([[11, 12], [21, 22]]), lanes=tables, **given)
     assert told[0].tolist() == [[-1.25, -1.25, -2.5, NEVER, NEVER]]
     assert told[1].tolist() == [[1, 0, 21, 11, 0, 1, 0, 0, 1, 0, 1, 0, 21, 11, 22, 12, 0]]
     assert tables.holders.tolist()[0][:3] == [0, 1, 0]
@@ -143,7 +143,7 @@ def test_beams_change_places(implementation):
 def test_what_ends_takes_a_place(implementation):
     """The best candidate ends; with early stopping and one beam that is the end of the search."""
     tables, given = one_search(1, [0.0], early=1, penalty=2.0, ends=(7,))
-    told = beam_step(torch.tensor([[-1.0, -2.0]]), torch.tensor([[7, 5]]), lanes=tables, **given)
+    told = beam_step(torch.tensor([[-1.0, -2.0]]), ints([[7, 5]]), lanes=tables, **given)
     assert told[0].tolist() == [[-1.0, -2.0, -0.25]]
     assert told[1].tolist() == [[0, 5, -1, 1, 0, 0, 7, 5, 1]]
     assert (tables.finished.tolist(), tables.ended.tolist()) == ([-0.25], [1])
@@ -152,7 +152,7 @@ def test_what_ends_takes_a_place(implementation):
 def test_what_is_no_number_is_told(implementation):
     tables, given = one_search(2, [0.0, -1.0])
     likely = torch.tensor([[-1.0, -2.0], [torch.nan, -3.0]])
-    assert beam_step(likely, torch.zeros(2, 2, dtype=torch.int64), lanes=tables, **given)[0][0, 0].isnan()
+    assert beam_step(likely, ints([[0, 0], [0, 0]]), lanes=tables, **given)[0][0, 0].isnan()
 
 
 def test_more_beams_than_the_kernel_has_room_for(implementation, reference):

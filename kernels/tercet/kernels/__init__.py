@@ -6,7 +6,7 @@ runs.
 
 from tercet.kernels import dispatch
 from tercet.kernels.attention_ops import SPLIT_KV_QUERIES, attention, attention_plan, paged_attention
-from tercet.kernels.decode_ops import BeamLanes, beam_step, decode_inputs, next_tokens
+from tercet.kernels.decode_ops import BeamLanes, beam_step, decode_inputs, next_tokens, top_logprobs
 from tercet.kernels.dispatch import UnsupportedError
 from tercet.kernels.ops import (
     activation,
@@ -41,5 +41,6 @@ __all__ = [
     "pooling",
     "rms_norm",
     "sample",
+    "top_logprobs",
     "unpad",
 ]

@@ -159,12 +159,13 @@ def _decode_step_calls() -> Iterator[Call]:
     lanes = decode_ops.BeamLanes(
         ints, ints, ints, ints, floats, floats, ints, keys, _ints(ROWS, 1024), _ints(ROWS, 7)
     )  # fmt: skip
-    likely, ids = (_meta(ROWS, 32, dtype=dtype) for dtype in (torch.float32, torch.int64))
+    likely, logits_of_all = (_meta(ROWS, size, dtype=torch.float32) for size in (32, VOCABULARY))
     runs: dict[str, Callable[[], object]] = {
         "beam step": lambda: decode_ops.beam_step(
-            likely, ids, row=ints, heads=ints, active=ints, lanes=lanes, beams=8, candidates=32, ends=15,
+            likely, _ints(ROWS, 32), row=ints, heads=ints, active=ints, lanes=lanes, beams=8, candidates=32, ends=15,
             longest=LONGEST,
         ),
+        "top log probabilities": lambda: decode_ops.top_logprobs(logits_of_all, k=32),
         "decode inputs": inputs,
         "decode inputs across beams": partial(inputs, cross_length=ints, head=ints, holders=keys),
         "next tokens greedy": lambda: next_tokens(logits, _ints(ROWS, 1), active=ints),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "activation", "attention", "attention_plan", "beam_step", "decode_inputs", "embedding", "head_topk", "kv_write",
-    "layer_norm", "next_tokens", "pad", "paged_attention", "pooling", "rms_norm", "sample", "unpad",
+    "layer_norm", "next_tokens", "pad", "paged_attention", "pooling", "rms_norm", "sample", "top_logprobs", "unpad",
 ]  # fmt: skip
 
 HEAD_TOKENS = 8192  # of the vocabulary whose logits are held at once
@@ -208,6 +208,17 @@ def head_topk(hidden: Tensor, weight: Tensor, *, k: int, bias: Tensor | None) ->
     ids = torch.cat([places + tile * HEAD_TOKENS for tile, (_, places) in enumerate(found)], 1)
     values, order = values.sort(descending=True, stable=True)  # those of lower ids are further left
     return values[:, :k].contiguous(), ids.gather(1, order[:, :k]).int()
+
+
+def top_logprobs(logits: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+    more, ids = logits.topk(min(k + 1, logits.shape[1]))
+    values, ids = more[:, :k], ids[:, :k]
+    cut = (more[:, k:] == values[:, -1:]).nonzero()[:, 0]  # rows with more that equal the last one
+    if len(cut):
+        values[cut], ids[cut] = _best(logits[cut], k)
+    ids, order = ids.sort(-1)
+    values, order = values.gather(1, order).sort(descending=True, stable=True)
+    return values - logits.logsumexp(-1, keepdim=True), ids.gather(1, order).int()
 
 
 def _best(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

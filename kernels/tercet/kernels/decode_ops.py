@@ -79,6 +79,17 @@ def next_tokens(
     )
 
 
+def top_logprobs(logits: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` greatest log probabilities of each row of logits, float32 [N, V], and their tokens; k at most V.
+
+    Returns float32 [N, k], falling, and [N, k]; of equal logits the lower token is first. The first log probability of
+    a row with a NaN, with +inf or with nothing above -inf is NaN.
+    """
+    if not 1 <= k <= logits.shape[1]:
+        raise ValueError(f"k must be 1 to {logits.shape[1]}, not {k}")
+    return dispatch.call("top_logprobs", logits, k=k)
+
+
 class BeamLanes(NamedTuple):
     """What is known of beams, by lane; of a search as a whole by the lane of its first beam, its head."""
 
@@ -121,7 +132,7 @@ def beam_step(
 ) -> tuple[Tensor, Tensor]:
     """Continues beam searches, as `_beam_search` of transformers' generation/utils.py does, by the likeliest tokens.
 
-    - likely float32 [N, C'], ids int64 [N, C']: the greatest log probabilities of each row, falling, and their tokens.
+    - likely float32 [N, C'], ids [N, C']: the greatest log probabilities of each row, falling, and their tokens.
     - row [L]: which row a lane that is a beam goes on from.
     - heads [S]: of searches. One of which no lane takes part stays as it is, and what is told of it means nothing.
     - active [L]: 1 for the lanes that take part, else 0; L up to the number of lanes.

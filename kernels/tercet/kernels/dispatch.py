@@ -43,6 +43,7 @@ KERNEL_MODULES = {
     "head_topk": "head_topk",
     "decode_inputs": "decode_step",
     "next_tokens": "decode_step",
+    "top_logprobs": "top_logprobs",
     "beam_step": "beam_step",
 }
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "activation", "attention", "attention_plan", "beam_step", "decode_inputs", "embedding", "head_topk", "kv_write",
-    "layer_norm", "next_tokens", "pad", "paged_attention", "pooling", "rms_norm", "sample", "unpad",
+    "layer_norm", "next_tokens", "pad", "paged_attention", "pooling", "rms_norm", "sample", "top_logprobs", "unpad",
 ]  # fmt: skip
 
 
@@ -270,3 +270,8 @@ def next_tokens(
         told = tokens.clamp(max=vocabulary - 1).to(last_token.dtype)
         last_token[where] = told if active is None else torch.where(active > 0, told, last_token[where])
     return tokens.long()
+
+
+def top_logprobs(logits: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+    values, ids = logits.log_softmax(-1).sort(descending=True, stable=True)
+    return values[:, :k].contiguous(), ids[:, :k].int()

@@ -111,7 +111,7 @@ def move_holders(holders_ptr, lane, source, there, length, longest, WIDTH, BLOCK
 )
 def beam_step_kernel(
     likely_ptr,  # float32 [N, LIKELIEST]
-    ids_ptr,  # int64 [N, LIKELIEST]
+    ids_ptr,  # [N, LIKELIEST]
     row_ptr,  # [LANES]
     heads_ptr,  # [S]
     active_ptr,  # [LANES]
@@ -160,7 +160,7 @@ def beam_step_kernel(
     found = tl.where(known, 0x7FFFFFFF - (key & 0xFFFFFFFF).to(tl.int32), 0)
     parent = found // LIKELIEST
     row = pick(parent[:, None] == k[None, :], row)
-    token = tl.load(ids_ptr + row * LIKELIEST + found % LIKELIEST, mask=known, other=0).to(tl.int32)  # [BLOCK_C]
+    token = tl.load(ids_ptr + row * LIKELIEST + found % LIKELIEST, mask=known, other=0)  # [BLOCK_C]
 
     ends = among_ends(token, ends_ptr + head * MAX_ENDS, tl.load(settings_ptr + 2), BLOCK_E) | (length + 1 >= limit)
     # Only the best candidates can be finished beams; there are more so that others go on.

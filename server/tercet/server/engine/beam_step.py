@@ -10,13 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tercet.kernels import beam_step
+from tercet.kernels import beam_step, top_logprobs
+from tercet.server.engine.processors import process
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tercet.server.engine.beam_tables import BeamTables
     from tercet.server.engine.lanes import Lanes
+    from tercet.server.engine.processors import Processors
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,23 @@ class Searches:
     """and more tokens than a text has before its next one."""
 
 
-def continue_beams(likely: Tensor, searches: Searches, lanes: Lanes, tables: BeamTables) -> tuple[Tensor, Tensor]:
-    """Continues searches by the log probabilities of tokens, float32 [N, vocabulary], in the tables.
+def continue_beams(
+    logits: Tensor, searches: Searches, lanes: Lanes, tables: BeamTables, processors: Processors | None = None
+) -> tuple[Tensor, Tensor]:
+    """Continues searches by the logits of rows, float32 [N, vocabulary], in the tables.
 
+    `processors` change log probabilities, as in transformers, before the scores of the beams are added.
     `lanes.length` says how many tokens each text has. Gives what `continuations` reads: float32 [S, 1 + 2K] and int32
     [S, 4K + 2C + 1].
     """
-    values, ids = likely.topk(min(searches.candidates, likely.shape[1]))  # of each row as many as could be the best
+    count = min(searches.candidates, logits.shape[1])  # of each row as many as could be the best
+    if processors:
+        likely = logits.log_softmax(-1)
+        process(likely, processors)
+        values, ids = likely.topk(count)
+        ids = ids.int()
+    else:
+        values, ids = top_logprobs(logits, k=count)
     # Tables change only now, when nothing can fail any more: a batch that failed is run again.
     return beam_step(
         values,

@@ -176,4 +176,4 @@ class DecodeSteps:
             longest=self._tables.holders.shape[1],
         )
         logits = self._model.logits(self._graphs.output(("decode", Bucket(rows, beams=True))))
-        return continue_beams(logits.log_softmax(-1), searches, self._lanes, self._tables)
+        return continue_beams(logits, searches, self._lanes, self._tables)

@@ -15,7 +15,6 @@ from tercet.server.engine.decode_steps import DecodeSteps, Step
 from tercet.server.engine.decoder_batch import decoder_work, put_sampling, sampled_rows
 from tercet.server.engine.encoder_batch import encoder_work
 from tercet.server.engine.encoder_steps import EncoderSteps
-from tercet.server.engine.processors import process
 from tercet.server.engine.sampler import LastTokens, choices, draw
 from tercet.server.engine.transfer import Download, PackedBuffer
 from tercet.server.models import Source
@@ -242,9 +241,7 @@ class Runner:
 
     def _continue(self, hidden: Tensor, beams: BeamRows) -> tuple[Tensor, Tensor]:
         """Continues searches by the final hidden states of their beams, [N, hidden]."""
-        likely = self._model.logits(hidden).log_softmax(-1)
-        process(likely, beams.processors)  # as in transformers, before the scores of the beams are added
-        return continue_beams(likely, beams.searches, self._lanes, self._beams)
+        return continue_beams(self._model.logits(hidden), beams.searches, self._lanes, self._beams, beams.processors)
 
     def recover(self) -> None:
         """Prepares for the next batch after one has failed. Raises torch.AcceleratorError if the device is lost."""
