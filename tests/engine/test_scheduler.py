@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tercet.server.engine.pages import PagePool
 from tercet.server.engine.scheduler import Scheduler
 from tercet.server.engine.sequence import generation_request, reading_request
-from tercet.server.wire import Embed, Generate, Sampling
+from tercet.server.wire import Embed, Generate, Sampling, token_ids
 
 PAGE_SIZE = 4
 LONGEST = 40
@@ -19,8 +19,8 @@ LONGEST = 40
 def make(family, arrival, prompt, new_tokens, samples=1, *, alike=0, salt=""):
     """A generation; its first `alike` tokens are everybody's."""
     sampling = Sampling(max_new_tokens=new_tokens)
-    ids = ([1] * alike + [arrival + 3] * prompt)[:prompt]
-    start = [0] if family == "seq2seq" else []
+    ids = token_ids(([1] * alike + [arrival + 3] * prompt)[:prompt])
+    start = token_ids([0] if family == "seq2seq" else [])
     message = Generate(
         id=arrival, token_ids=ids, decoder_ids=start, sampling=sampling, n=samples, cache_salt=salt
     )  # fmt: skip
@@ -28,7 +28,8 @@ def make(family, arrival, prompt, new_tokens, samples=1, *, alike=0, salt=""):
 
 
 def embed(arrival, length):
-    return reading_request(Embed(id=arrival, token_ids=[1] * length, pooling="mean", normalize=False), arrival)
+    ids = token_ids([1] * length)
+    return reading_request(Embed(id=arrival, token_ids=ids, pooling="mean", normalize=False), arrival)
 
 
 def storage(lengths, padded):

@@ -13,7 +13,7 @@ from support.checkpoints import tiny
 from support.engine import generate, run, settings
 from support.generation import NEW_TOKENS, PROMPTS, START
 from tercet.server.engine.loading import load_engine
-from tercet.server.wire import Embed
+from tercet.server.wire import Embed, token_ids
 
 TIE = 1e-3  # of a log probability, in float32 on both sides
 NEAR = 1e-4  # ‖a - b‖ / ‖b‖ of vectors
@@ -78,7 +78,8 @@ def test_beams(generative):
 @pytest.mark.parametrize("row", ENCODERS)
 def test_vectors(device, tmp_path, row, layout):
     folder = tiny(tmp_path, row)
-    asked = [Embed(id=key, token_ids=ids, pooling="mean", normalize=True) for key, ids in enumerate(PROMPTS)]
+    texts = map(token_ids, PROMPTS)
+    asked = [Embed(id=key, token_ids=ids, pooling="mean", normalize=True) for key, ids in enumerate(texts)]
     expected = run(engine_on("cpu", folder), *asked).vectors
     engine = engine_on(device, folder, layout=layout)
     for _ in range(2):

@@ -167,5 +167,5 @@ class PageCache:
         """Where the chains of a request begin: whose they are, and of which source."""
         if not request.root:
             salt = (request.salt if self._shared else str(request.arrival)).encode(errors="surrogatepass")
-            request.root = sha256(len(salt).to_bytes(4) + salt + array("i", request.source).tobytes()).digest()
+            request.root = sha256(len(salt).to_bytes(4) + salt + request.source.tobytes()).digest()
         return request.root
