@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 PACKAGES = ("pytest", "hypothesis", "pytest_timeout")
 SERVER = ("msgspec", "safetensors", "tokenizers", "transformers")
-GPU_TESTS = {"tests/kernels": (), "tests/engine/test_graphs.py": SERVER, "tests/gpu": SERVER}  # and what they need
+GPU_TESTS = {  # and what they need
+    "tests/kernels": (), "tests/engine/test_beam_graphs.py": SERVER, "tests/engine/test_graphs.py": SERVER,
+    "tests/gpu": SERVER,
+}  # fmt: skip
 STOP_SECONDS = 20  # that a pytest which is interrupted has to write what it found
 COUNTS = ("tests", "failures", "errors", "skipped")
 
