@@ -26,7 +26,7 @@ from tercet.v1.generation_pb2 import (
     EARLY_STOPPING_TRUE,
     SamplingParameters,
 )
-from tercet.v1.types_pb2 import TextInput, TokenIds
+from tercet.v1.types_pb2 import TextInput
 
 
 def test_models(ask):
@@ -395,10 +395,3 @@ def test_results_are_frozen(ask):
         generation.model = "b"
     names = ["model", "outputs", "usage", "truncated", "seed", "prompt_token_ids", "prompt_logprobs"]
     assert [field.name for field in fields(generation)] == names
-
-
-def test_batches_never_exceed_the_limits_nor_lose_items():
-    items = [TokenIds(packed=bytes(size)) for size in (0, 1, 600_000, 599_999, 1_200_000, 2, 3)]
-    batches = [*requests.batches(items)]
-    assert [item for batch in batches for item in batch] == items
-    assert all(len(batch) == 1 or sum(item.ByteSize() for item in batch) <= requests.BATCH_BYTES for batch in batches)

@@ -15,6 +15,7 @@ from tercet.client import (
     Span,
     requests,
 )
+from tercet.v1.types_pb2 import TokenIds
 from tercet.v1.understanding_pb2 import ACTIVATION_NONE, AGGREGATION_MAX
 
 
@@ -165,3 +166,10 @@ def test_errors_of_a_call_are_typed(ask, fake):
     fake.failures["Rerank"] = [Failure(grpc.StatusCode.NOT_FOUND, "no model")]
     with pytest.raises(NotFound, match="no model"):
         ask("rerank", "q", ["a"], model="x")
+
+
+def test_batches_never_exceed_the_limits_nor_lose_items():
+    items = [TokenIds(packed=bytes(size)) for size in (0, 1, 600_000, 599_999, 1_200_000, 2, 3)]
+    batches = [*requests.batches(items)]
+    assert [item for batch in batches for item in batch] == items
+    assert all(len(batch) == 1 or sum(item.ByteSize() for item in batch) <= requests.BATCH_BYTES for batch in batches)
