@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tercet.server.wire import Pooling
 
 MEMORY = {"cpu": 4 << 30, "cuda": 14 << 30}  # bytes of an engine
+AT_ONCE = 2048  # texts that are submitted and not answered: others follow while the device computes
 GIB = 30  # of a GPU that a row of models takes: its engine, and several copies of its peer
 
 
@@ -59,35 +61,41 @@ class InProcess:
         self._requests += 1
         return self._requests
 
-    def _answers(self) -> Iterator[Embedding | Tokens]:
-        """Until there is nothing left to do. Raises RuntimeError for a request that is rejected."""
-        while self._engine.busy:
-            for output in self._engine.step().answers:
-                if isinstance(output, Rejected):
-                    raise RuntimeError(output.message)
-                if isinstance(output, Embedding | Tokens):
-                    yield output
+    def _step(self) -> Iterator[Embedding | Tokens]:
+        """What one step brings. Raises RuntimeError for a request that is rejected."""
+        for output in self._engine.step().answers:
+            if isinstance(output, Rejected):
+                raise RuntimeError(output.message)
+            if isinstance(output, Embedding | Tokens):
+                yield output
 
     def embed_ids(self, sequences: Sequence[Sequence[int]], pooling: Pooling = "cls") -> NDArray[np.float32]:
         """Vectors of length 1 of sequences of token ids: [n, hidden]."""
         return self._vectors(
-            [Embed(id=self._id(), token_ids=token_ids(ids), pooling=pooling, normalize=True) for ids in sequences]
+            Embed(id=self._id(), token_ids=token_ids(ids), pooling=pooling, normalize=True) for ids in sequences
         )
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Mean over tokens, length 1: [n, hidden]."""
-        return self._vectors([
+        return self._vectors(
             Embed(id=self._id(), token_ids=token_ids(encoded.ids), pooling="mean", normalize=True)
             for encoded in self.text.tokenizer.encode_batch(list(texts))
-        ])  # fmt: skip
+        )
 
-    def _vectors(self, requests: Sequence[Embed]) -> NDArray[np.float32]:
-        vectors = {request.id: b"" for request in requests}
-        for request in requests:
-            self._engine.submit(request)
-        for output in self._answers():
-            if isinstance(output, Embedding):
-                vectors[output.id] = output.data
+    def _vectors(self, requests: Iterator[Embed]) -> NDArray[np.float32]:
+        vectors: dict[int, bytes] = {}
+        pending = 0
+        while True:
+            for request in islice(requests, AT_ONCE - pending):
+                vectors[request.id] = b""
+                self._engine.submit(request)
+                pending += 1
+            if not pending:
+                break
+            for output in self._step():
+                if isinstance(output, Embedding):
+                    vectors[output.id] = output.data
+                    pending -= 1
         return np.stack([np.frombuffer(data, dtype="<f4") for data in vectors.values()])
 
     def generate(
@@ -116,7 +124,8 @@ class InProcess:
                     eos_ids=list(eos_ids),
                 )
             )
-        for output in self._answers():
-            if isinstance(output, Tokens):
-                generated[output.id] += output.token_ids
+        while self._engine.busy:
+            for output in self._step():
+                if isinstance(output, Tokens):
+                    generated[output.id] += output.token_ids
         return list(generated.values())
