@@ -23,7 +23,7 @@ def random_lanes(rows, pages, page_size):
 
 
 @pytest.mark.parametrize(("rows", "pages", "page_size"), [(1, 1, 1), (7, 5, 3), (33, 70, 16)])
-@pytest.mark.parametrize("options", [set(), {"cross"}, {"beams"}, {"cross", "beams"}], ids=str)
+@pytest.mark.parametrize("options", [(), ("cross",), ("beams",), ("cross", "beams")], ids="-".join)
 def test_inputs(implementation, reference, rows, pages, page_size, options):
     length, active, table, head, holders = random_lanes(rows, pages, page_size)
     source = torch.randint(1, 50, (rows,), dtype=torch.int32)
