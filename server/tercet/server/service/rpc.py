@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import logging
 import re
 import secrets
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 
 # Seconds by which a client that keeps its deadline may seem to leave before it: its clock started earlier.
 _CLOCKS = 0.1
+_PROCESS = secrets.token_hex(4)  # what the ids that this process makes begin with
+_numbers = itertools.count()
 _ELSEWHERE = 0.1  # seconds until a client that is turned away should try another server
 _CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _REJECTED: dict[type[ServiceError], str] = {
@@ -78,7 +81,7 @@ class Call(Exchange):
     def __init__(self, method: str, context: grpc.aio.ServicerContext[Any, Any], closing: asyncio.Event) -> None:
         left = cast("float | None", context.time_remaining())
         super().__init__(None if left is None else time.monotonic() + left)
-        self.id = secrets.token_hex(8)
+        self.id = f"{_PROCESS}{next(_numbers):08x}"
         self.client_id = _client_id(context)
         """What the client calls it: echoed and logged, never used."""
         self.method = method

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from tercet.server.garbage import settle
 from tercet.server.logs import fields
@@ -67,11 +67,12 @@ class Server:
         self._grpc.add_generic_rpc_handlers(
             [handler(service, servicer, metrics, self._gate) for service, servicer in services]
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, _Unregistered(self._grpc))
         if settings.reflection:
             names = [service.full_name for service, _ in services]
             names += [health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
-            reflection.enable_server_reflection(names, self._grpc)
+            reflector = reflection.aio.ReflectionServicer(names)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, _Unregistered(self._grpc))
 
     async def run(
         self,
@@ -145,6 +146,19 @@ class Server:
         for wait in waits:
             wait.cancel()
         log.info("stopping", extra=fields(calls=self._gate.calls))
+
+
+class _Unregistered:
+    """A server to which grpc's own services are added as ours are: all methods wait for calls as one.
+
+    A method that is registered waits apart, and whenever a call of any other comes its wait is made anew.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        """Leaves it at the generic handlers."""
 
 
 async def _first_failure(work: Iterable[asyncio.Future[None]], stop: asyncio.Event) -> None:
