@@ -24,7 +24,32 @@ def _import_interpreted_triton() -> None:
         del os.environ["TRITON_INTERPRET"]
 
 
+def _patch_the_language_once_a_launch() -> None:
+    """The interpreter makes `triton.language` its own when a kernel is launched, and again whenever that calls another
+    function, where there is nothing left to change: most of its time.
+    """
+    from triton.runtime import interpreter
+
+    launch, patch, patched = interpreter.GridExecutor.__call__, interpreter._patch_lang, set()
+
+    def launch_anew(*args, **kwargs):
+        patched.clear()
+        return launch(*args, **kwargs)
+
+    def patch_once(function):
+        """Functions of one module see the same language."""
+        seen = id(function.__globals__)
+        if seen in patched:
+            return None
+        patched.add(seen)
+        return patch(function)
+
+    interpreter.GridExecutor.__call__ = launch_anew
+    interpreter._patch_lang = patch_once
+
+
 DEVICE = os.environ.get("TERCET_TEST_DEVICE", "cpu")
 ON_GPU = DEVICE == "cuda"
 if not ON_GPU:
     _import_interpreted_triton()
+    _patch_the_language_once_a_launch()
