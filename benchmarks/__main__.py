@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks.runner import main
-
 if __name__ == "__main__":
+    from benchmarks.runner import main  # here: processes that are spawned, as senders are, would import torch with it
+
     sys.exit(main())

@@ -3,7 +3,7 @@
 import functools
 
 from benchmarks.rows import Row, Tier
-from benchmarks.serving import arrivals, decoding, embedding, overhead, service, startup
+from benchmarks.serving import arrivals, decoding, embedding, overhead, service, startup, traffic
 
 TIER = Tier(
     rows=(
@@ -15,10 +15,10 @@ TIER = Tier(
         Row("serving/service, latency", service.latency),
         Row("serving/overhead of one text", overhead.one_text),
         Row("serving/overhead of many texts", overhead.many_texts),
-        Row("serving/open loop, embeddings", functools.partial(arrivals.steady, arrivals.ENCODER)),
-        Row("serving/open loop, generations", functools.partial(arrivals.steady, arrivals.DECODER)),
-        Row("serving/highest rate, embeddings", functools.partial(arrivals.highest_rate, arrivals.ENCODER)),
-        Row("serving/highest rate, generations", functools.partial(arrivals.highest_rate, arrivals.DECODER)),
+        Row("serving/open loop, embeddings", functools.partial(arrivals.steady, traffic.embeddings)),
+        Row("serving/open loop, generations", functools.partial(arrivals.steady, traffic.generations)),
+        Row("serving/highest rate, embeddings", functools.partial(arrivals.highest_rate, traffic.embeddings)),
+        Row("serving/highest rate, generations", functools.partial(arrivals.highest_rate, traffic.generations)),
         Row("serving/five models", arrivals.together),
     ),
     tests=("tests/kernels", "tests/models", "tests/engine", "tests/text", "tests/service", "tests/client"),

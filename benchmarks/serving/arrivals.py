@@ -6,33 +6,32 @@ machine. Goals are MLPerf's: Llama-3.1-8B's (TTFT 2000 ms, TPOT 100 ms) for gene
 
 from __future__ import annotations
 
-import random
+import math
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from benchmarks import checkpoints
+from benchmarks.load.latency import Goal, percentile, summary
+from benchmarks.load.openloop import Limit, Load, run
+from benchmarks.load.search import Search
 from benchmarks.rows import Result
-from benchmarks.serving.latency import Goal, percentile, summary
-from benchmarks.serving.openloop import Load, Request, run
 from benchmarks.serving.server import serve
-from tercet.client import Client
+from benchmarks.serving.traffic import LONGEST_SECONDS, Workload, embeddings, generations
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
-    from benchmarks.rows import Settings
-    from benchmarks.serving.latency import Timeline
-    from benchmarks.serving.openloop import Question
+    from benchmarks.load.latency import Timeline
+    from benchmarks.rows import Fact, Settings
+    from benchmarks.serving.server import Server
 
 SHARE = 0.6  # of the closed loop's rate
-SECONDS = 10  # of arrivals in each round
-LONG_SECONDS = 30  # of arrivals where all loads take equally long, so that slow models are asked something at all
-LEAST_REQUESTS, MOST_REQUESTS = 50, 4000
-PROBES = 6  # runs of the search
+FIRST_SHARE = 0.5  # of it, where the search begins
+LEAST_RATE = 10 / LONGEST_SECONDS  # that is searched for: a probe of fewer requests says nothing
+PROBING_SECONDS = 140.0  # after which no probe begins
 SHOWN = (
     "request_throughput", "request_goodput", "output_throughput", "total_token_throughput", "max_output_tokens_per_s",
     "max_concurrent_requests", "median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_tpot_ms", "median_itl_ms",
@@ -40,71 +39,10 @@ SHOWN = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Workload:
-    """Requests of one model."""
-
-    model: str
-    question: Question
-    goal: Goal
-    median_tokens: int
-    """Of prompts: log-normal, σ 0.8, at least 4, at most `longest`."""
-    longest: int
-    median_new_tokens: int = 0
-    """Log-normal too, σ 0.8."""
-    longest_new: int = 0
-    words: range = range(1000, 2000)
-    """Token ids to draw from."""
-
-    def requests(self, count: int, seed: int = 0) -> list[Request]:
-        """Seeded requests."""
-        chance = random.Random(seed)
-
-        def length(median: int, longest: int) -> int:
-            return min(max(round(median * chance.lognormvariate(0, 0.8)), 4), longest)
-
-        return [
-            Request(
-                [chance.choice(self.words) for _ in range(length(self.median_tokens, self.longest))],
-                length(self.median_new_tokens, self.longest_new) if self.median_new_tokens else 0,
-            )
-            for _ in range(count)
-        ]
-
-
-ENCODER = Workload("minilm", "embed", Goal(e2el=130), median_tokens=50, longest=250)
-DECODER = Workload(
-    "smollm2", "stream", Goal(ttft=2000, tpot=100), median_tokens=50, longest=250, median_new_tokens=24, longest_new=64
-)
-
-
-def _sources() -> dict[str, Path]:
-    return {"minilm": checkpoints.minilm(), "smollm2": checkpoints.smollm2()}
-
-
-def _closed_loop_rate(address: str, workload: Workload, callers: int = 16) -> float:
-    """Requests a second where each of some callers asks again once it is answered."""
-    requests = workload.requests(4 * callers, seed=1)
-    with Client(address, timeout=600) as client, ThreadPoolExecutor(callers) as pool:
-
-        def ask(request: Request) -> None:
-            if workload.question == "embed":
-                client.embed([request.token_ids], model=workload.model)
-            else:
-                client.generate(
-                    request.token_ids, model=workload.model, max_new_tokens=request.new_tokens, temperature=0,
-                    repetition_penalty=1, ignore_eos=True,
-                )  # fmt: skip
-
-        list(pool.map(ask, requests[:callers]))
-        start = time.perf_counter()
-        list(pool.map(ask, requests))
-        return len(requests) / (time.perf_counter() - start)
-
-
-def _load(address: str, workload: Workload, rate: float, *, burstiness: float = 1.0, seed: int = 0) -> Load:
-    count = min(max(round(rate * SECONDS), LEAST_REQUESTS), MOST_REQUESTS)
-    return Load(address, workload.model, workload.question, workload.requests(count, seed), rate, burstiness, seed)
+def _serve(workload: Workload, settings: Settings) -> AbstractContextManager[Server]:
+    sources = {"minilm": checkpoints.minilm, "smollm2": checkpoints.smollm2}
+    flags = ("--threads", str(settings.threads), "--dtype", workload.dtype)
+    return serve({workload.model: sources[workload.model]()}, *flags)
 
 
 def _felt(timelines: Sequence[Timeline], goal: Goal) -> dict[str, float]:
@@ -112,14 +50,15 @@ def _felt(timelines: Sequence[Timeline], goal: Goal) -> dict[str, float]:
     return {name: figures[name] for name in SHOWN if name in figures} | {"failed": figures["failed"]}
 
 
-def steady(workload: Workload, settings: Settings) -> Result:
+def steady(traffic: Callable[[], Workload], settings: Settings) -> Result:
     """Latency at `SHARE` of the closed loop's rate: Poisson arrivals, and bursts (gamma, shape 0.25)."""
+    workload = traffic()
     kinds = {"Poisson": 1.0, "bursts": 0.25}
-    with serve({workload.model: _sources()[workload.model]}, "--threads", str(settings.threads)) as server:
-        rate = SHARE * _closed_loop_rate(server.address, workload)
+    with _serve(workload, settings) as server:
+        rate = SHARE * workload.closed_loop_rate(server.address)
         rounds = [
             {
-                name: run(_load(server.address, workload, rate, burstiness=shape, seed=seed))[0]
+                name: run(workload.load(server.address, rate, burstiness=shape, seed=seed))[0]
                 for name, shape in kinds.items()
             }
             for seed in range(_rounds(settings))
@@ -134,7 +73,7 @@ def steady(workload: Workload, settings: Settings) -> Result:
         if felt["failed"]:
             missed.append(f"{felt['failed']:g} requests failed")
     return Result(
-        f"{workload.model}: requests arrive at {SHARE:.0%} of the closed loop's rate, answered or not",
+        f"{workload}: requests arrive at {SHARE:.0%} of the closed loop's rate, answered or not",
         facts=facts, missed=missed,
     )  # fmt: skip
 
@@ -150,21 +89,37 @@ def _medians(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-def highest_rate(workload: Workload, settings: Settings) -> Result:
-    """The highest Poisson rate at which 99 % of the requests hold the goal: bisection."""
-    with serve({workload.model: _sources()[workload.model]}, "--threads", str(settings.threads)) as server:
-        closed = _closed_loop_rate(server.address, workload)
-        low, high = 0.0, 1.5 * closed
-        for probe in range(PROBES):
-            rate = (low + high) / 2
-            [timelines] = run(_load(server.address, workload, rate, seed=probe))
-            held = sum(map(workload.goal.held, timelines)) / len(timelines)
-            low, high = (rate, high) if held >= 0.99 else (low, rate)
-    return Result(
-        f"{workload.model}: the highest Poisson rate at which 99 % of the requests hold {workload.goal}",
-        unit="requests/s", rates={"open loop": low},
-        facts={"closed loop": closed, "found within": high - low, "seconds a probe": SECONDS},
-    )  # fmt: skip
+def highest_rate(traffic: Callable[[], Workload], settings: Settings) -> Result:
+    """The highest Poisson rate at which 99 % of the requests hold the goal.
+
+    A probe is cut short once more than 1 % have missed it, and has failed. The next begins when the server is idle.
+    """
+    workload = traffic()
+    title = f"{workload}: the highest Poisson rate at which 99 % of the requests hold {workload.goal}"
+    facts: dict[str, Fact] = {}
+    with _serve(workload, settings) as server:
+        closed = workload.closed_loop_rate(server.address)
+        search = Search(max(FIRST_SHARE * closed, LEAST_RATE), least=LEAST_RATE)
+        probes, end = 0, min(time.monotonic() + PROBING_SECONDS, settings.deadline)
+        while not search.ended and time.monotonic() < end:
+            server.wait_idle()
+            load = workload.load(server.address, search.rate, seed=probes)
+            limit = Limit(workload.goal, misses=len(load.requests) // 100)
+            [timelines] = run(load, limit=limit)
+            if held := limit.held(timelines, asked=len(load.requests)):
+                facts = {"requests asked at it": len(timelines), **_felt(timelines, workload.goal)}
+            search.learn(held)
+            probes += 1
+    if not probes:
+        return Result(title, not_measured="the budget was spent")
+    facts = {
+        "closed loop": closed,
+        "probes": probes,
+        "missed at": search.missed if math.isfinite(search.missed) else "no rate",
+        **facts,
+    }
+    flags = [] if search.ended else ["the search ran out of time"]
+    return Result(title, unit="requests/s", rates={"open loop": search.held}, facts=facts, flags=flags)
 
 
 def together(settings: Settings) -> Result:
@@ -174,17 +129,17 @@ def together(settings: Settings) -> Result:
         words=range(5, 95),
     )  # fmt: skip
     models = {
-        "minilm": (checkpoints.minilm(), ENCODER), "minilm-2": (checkpoints.minilm(), ENCODER),
-        "smollm2": (checkpoints.smollm2(), replace(DECODER, median_new_tokens=8, longest_new=16)),
+        "minilm": (checkpoints.minilm(), embeddings()), "minilm-2": (checkpoints.minilm(), embeddings()),
+        "smollm2": (checkpoints.smollm2(), replace(generations(), median_new_tokens=8, longest_new=16)),
         "pronounce": (checkpoints.pronounce(), spelled), "pronounce-2": (checkpoints.pronounce(), spelled),
     }  # fmt: skip
     workloads = {name: replace(workload, model=name) for name, (_, workload) in models.items()}
     facts: dict[str, float | int | str] = {}
     with serve({name: source for name, (source, _) in models.items()}, "--threads", str(settings.threads)) as server:
-        rates = {name: _closed_loop_rate(server.address, one) / (2 * len(models)) for name, one in workloads.items()}
+        rates = {name: one.closed_loop_rate(server.address) / (2 * len(models)) for name, one in workloads.items()}
         loads: dict[str, Load] = {}
         for name, one in workloads.items():
-            requests = one.requests(max(1, round(rates[name] * LONG_SECONDS)))
+            requests = one.requests(max(1, round(rates[name] * LONGEST_SECONDS)))
             loads[name] = Load(server.address, name, one.question, requests, rates[name])
         alone = {name: _p99(run(load)[0]) for name, load in loads.items()}
         beside = dict(zip(loads, map(_p99, run(*loads.values())), strict=True))
@@ -192,7 +147,7 @@ def together(settings: Settings) -> Result:
         facts[f"{name} requests"] = len(loads[name].requests)
         facts |= {f"{name} alone p99_e2el_ms": alone[name], f"{name} beside p99_e2el_ms": beside[name]}
     return Result(
-        f"five models on one device, each asked at a tenth of its closed loop's rate (Poisson) for {LONG_SECONDS} s",
+        f"five models on one device, each asked at a tenth of its closed loop's rate (Poisson) for {LONGEST_SECONDS} s",
         facts=facts,
     )
 

@@ -9,10 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.environment import ROOT
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.null_model import Pace
 
 START_SECONDS = 300
+IDLE_SECONDS = 30  # at most, until what nobody waits for any more has left the models
 IDLE_SHARE = 0.02  # of one core: a server that takes more while others are measured makes the run worthless
 
 
@@ -31,6 +35,7 @@ class Server:
 
     process: subprocess.Popen[bytes]
     address: str
+    metrics_address: str
     exec_time: float
     """time.perf_counter() when it was started."""
     idle_cpu: float = 0.0
@@ -43,6 +48,23 @@ class Server:
     def service_cpu_seconds(self) -> float:
         """CPU time so far of everything but the engines."""
         return sum(_cpu_seconds(pid) for pid in _family(self.process.pid) if not _is_engine(pid))
+
+    def wait_idle(self) -> None:
+        """Waits until no model has anything to do. Raises TimeoutError."""
+        end = time.monotonic() + IDLE_SECONDS
+        while requests := self._requests():
+            if time.monotonic() > end:
+                raise TimeoutError(
+                    f"{requests:g} requests are still in the server {IDLE_SECONDS} s after their callers left"
+                )
+            time.sleep(0.05)
+
+    def _requests(self) -> float:
+        """How many run or wait in all models."""
+        with urllib.request.urlopen(f"http://{self.metrics_address}/metrics", timeout=10) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        at_work = ("tercet_requests_running", "tercet_requests_waiting")
+        return sum(sample.value for family in families if family.name in at_work for sample in family.samples)
 
     def idle_while(self, run: Callable[[], object]) -> Callable[[], object]:
         """`run`, counting what CPU time this server takes meanwhile."""
@@ -88,8 +110,7 @@ def serve(models: Mapping[str, Path], *flags: str, pace: Pace | None = None) -> 
                 [*command, "--log-format", "json", *flags], cwd=ROOT, stdout=stderr, stderr=stderr
             )
         try:
-            address = _address(process, log)
-            yield Server(process, address, start)
+            yield Server(process, *_addresses(process, log), start)
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -99,12 +120,14 @@ def serve(models: Mapping[str, Path], *flags: str, pace: Pace | None = None) -> 
                 process.wait()
 
 
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+def _addresses(process: subprocess.Popen[bytes], log: Path) -> tuple[str, str]:
+    """Of the service and of its metrics."""
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and process.poll() is None:
         for line in log.read_text(errors="replace").splitlines():
             if '"serving"' in line and line.endswith("}"):
-                return str(json.loads(line)["address"])
+                event = json.loads(line)
+                return event["address"], event["metrics_address"]
         time.sleep(0.01)
     raise RuntimeError(f"the server did not come up:\n{log.read_text(errors='replace')[-2000:]}")
 

@@ -1,12 +1,14 @@
-"""The open loop: when requests arrive, what is made of their times, and that they are all sent and answered."""
+"""The open loop: when requests arrive, what is made of their times, that all are sent and answered, or cut short."""
 
 import statistics
+from collections.abc import Iterator
 
 import pytest
+from benchmarks.load import closedloop
+from benchmarks.load.latency import UNANSWERED, Goal, Timeline, Watch, percentile, summary
+from benchmarks.load.openloop import Limit, Load, Request, run
 from benchmarks.null_model import Pace
-from benchmarks.serving.latency import Goal, Timeline, percentile, summary
-from benchmarks.serving.openloop import Load, Request, run
-from benchmarks.serving.server import serve
+from benchmarks.serving.server import Server, serve
 
 from benchmarks import checkpoints
 
@@ -73,13 +75,89 @@ def test_gaps_have_the_rate_and_the_burstiness_asked_for(burstiness: float) -> N
     assert times != load(burstiness=burstiness, seed=1).arrivals()
 
 
-def test_every_request_is_sent_and_answered_by_a_model_that_computes_nothing() -> None:
+def test_a_request_that_runs_has_missed_a_goal_once_it_would_if_all_came_now() -> None:
+    running = Timeline(10.0, 4, error=UNANSWERED, new_tokens=5)
+    first, token, whole = Goal(ttft=500), Goal(tpot=100), Goal(e2el=1000)
+    assert [first.held(running.if_answered(now)) for now in (10.4, 10.6)] == [True, False]
+    running.arrivals.append((10.5, 1))
+    assert first.held(running.if_answered(20))
+    assert [token.held(running.if_answered(now)) for now in (10.8, 11.0)] == [True, False]
+    assert [whole.held(running.if_answered(now)) for now in (10.9, 11.1)] == [True, False]
+    running.arrivals.append((10.7, 4))
+    assert whole.held(running.if_answered(20))  # nothing is left to come
+    assert not whole.held(running)  # but nobody has said so
+
+
+def test_a_watch_counts_each_miss_once_and_no_request_that_held() -> None:
+    requests: list[Timeline] = []
+    watch = Watch(Goal(e2el=1000), requests)
+    assert watch.misses(0.0) == 0
+    slow, quick = (Timeline(0.0, 4, error=UNANSWERED) for _ in range(2))
+    requests += [slow, quick]
+    assert watch.misses(0.9) == 0
+    quick.arrivals, quick.error = [(0.95, 0)], None
+    assert watch.misses(1.1) == 1
+    slow.arrivals, slow.error = [(1.2, 0)], None
+    requests.append(Timeline(1.0, 4, error="Unavailable"))
+    assert watch.misses(1.3) == 1
+    assert watch.misses(9.9) == 0
+
+
+def test_requests_that_were_not_sent_or_not_answered_have_missed_the_limits_goal() -> None:
+    limit = Limit(Goal(e2el=500), misses=1)
+    assert limit.held([EMBEDDED] * 2, asked=3)
+    assert not limit.held([EMBEDDED] * 2, asked=4)
+    assert not limit.held([EMBEDDED, STREAMED, Timeline(0.0, 4, error=UNANSWERED)], asked=3)
+    assert summary([EMBEDDED, Timeline(0.0, 4, error=UNANSWERED)], ANY)["failed"] == 1
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """MiniLM that computes nothing, and takes long for it."""
+    with serve({"minilm": checkpoints.minilm()}, "--threads", "1", pace=Pace(step=0.2)) as running:
+        yield running
+
+
+def test_every_request_is_sent_and_answered_by_a_model_that_computes_nothing(server: Server) -> None:
     requests = [Request([1000 + i] * (4 + i)) for i in range(6)]
-    with serve({"minilm": checkpoints.minilm()}, "--threads", "1", pace=Pace(step=0.001)) as server:
-        timelines, lost = run(
-            load(address=server.address, model="minilm", requests=requests, rate=100.0, processes=2),
-            load(address=server.address, model="nobody", requests=requests[:1]),
-        )
+    timelines, lost = run(
+        load(address=server.address, model="minilm", requests=requests, rate=100.0, processes=2),
+        load(address=server.address, model="nobody", requests=requests[:1]),
+        limit=Limit(ANY, misses=1),
+    )
     assert sorted(timeline.prompt_tokens for timeline in timelines) == [4, 5, 6, 7, 8, 9]
     assert all(timeline.error is None and 0 < timeline.duration < 60 for timeline in timelines)
     assert [timeline.error for timeline in lost] == ["NotFound"]
+
+
+def test_a_run_that_passes_its_limit_cancels_what_runs_and_sends_no_more(server: Server) -> None:
+    asked = load(address=server.address, model="minilm", rate=200.0, processes=2)
+    limit = Limit(Goal(e2el=150), misses=20)
+    [timelines] = run(asked, limit=limit)
+    assert limit.misses < len(timelines) < len(asked.requests)
+    assert UNANSWERED in {timeline.error for timeline in timelines} <= {UNANSWERED, None}
+    assert not limit.held(timelines, len(asked.requests))
+    server.wait_idle()
+
+
+def test_a_closed_loop_asks_on_once_it_is_answered(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closedloop, "WARM_SECONDS", 0.2)
+    monkeypatch.setattr(closedloop, "SECONDS", 1.5)
+    rate = closedloop.closed_loop_rate(server.address, "minilm", "embed", [Request([1000] * 4)])
+    assert 0 < rate <= closedloop.CALLERS * (1.5 / 0.2 + 1) / 1.5  # a batch takes 0.2 s
+    with pytest.raises(RuntimeError, match="nobody in a closed loop: NotFound"):
+        closedloop.closed_loop_rate(server.address, "nobody", "embed", [Request([1000] * 4)])
+
+
+def test_a_closed_loop_counts_what_was_answered_once_it_was_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [Timeline(0.0, 4, [(end, 0)]) for end in range(12)] + [Timeline(11.0, 4, error=UNANSWERED)]
+
+    async def ask_on(*_: object) -> list[Timeline]:
+        return asked
+
+    monkeypatch.setattr(closedloop, "_ask_on", ask_on)
+    warm = sum(end >= closedloop.WARM_SECONDS for end in range(12))
+    assert closedloop.closed_loop_rate("", "m", "embed", []) == warm / closedloop.SECONDS
+    del asked[int(closedloop.WARM_SECONDS) : -1]
+    with pytest.raises(RuntimeError, match="answered none of 16 callers"):
+        closedloop.closed_loop_rate("", "m", "embed", [])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+UNANSWERED = "unanswered"
 
-@dataclass(frozen=True)
+
+@dataclass
 class Timeline:
     """One request, in seconds of one clock."""
 
@@ -21,6 +23,9 @@ class Timeline:
     arrivals: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
     """When each message with tokens came, and how many it had; of an embedding one message with none."""
     error: str | None = None
+    """`UNANSWERED` while it runs, and for good where its run was cut short."""
+    new_tokens: int = 0
+    """Asked for."""
 
     @property
     def end(self) -> float:
@@ -53,6 +58,12 @@ class Timeline:
         times = [time for time, _ in self.arrivals]
         return [after - before for before, after in pairwise(times)]
 
+    def if_answered(self, now: float) -> Timeline:
+        """The best that can become of a request that runs: all that is left comes now."""
+        left = self.new_tokens - self.tokens
+        rest = [(now, left)] if left or not self.arrivals else []
+        return replace(self, arrivals=self.arrivals + rest, error=None)
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -72,6 +83,26 @@ class Goal:
     def __str__(self) -> str:
         limits = {"TTFT": self.ttft, "TPOT": self.tpot, "E2EL": self.e2el}
         return ", ".join(f"{name} ≤ {limit:g} ms" for name, limit in limits.items() if limit is not None)
+
+
+class Watch:
+    """Sees that requests miss a goal as soon as they can't hold it any more, which is long before the last answer."""
+
+    def __init__(self, goal: Goal, requests: Sequence[Timeline]) -> None:
+        """`requests`: those sent; it may grow."""
+        self._goal = goal
+        self._requests = requests
+        self._seen = 0
+        self._running: list[Timeline] = []
+
+    def misses(self, now: float) -> int:
+        """How many have missed it since this was last asked."""
+        asked = [*self._running, *self._requests[self._seen :]]
+        self._seen = len(self._requests)
+        running = [request for request in asked if request.error == UNANSWERED]
+        self._running = [request for request in running if self._goal.held(request.if_answered(now))]
+        ended = [request for request in asked if request.error != UNANSWERED]
+        return len(running) - len(self._running) + sum(not self._goal.held(request) for request in ended)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
