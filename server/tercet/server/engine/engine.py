@@ -108,8 +108,9 @@ class Engine:
         Raises torch.AcceleratorError when the device is lost, and the process with it.
         """
         self._expire(time.monotonic())
-        while len(self._launched) < self._at_once and not self._must_collect and self._launch():
-            pass
+        while len(self._launched) < self._at_once and not (self._scheduler.idle or self._must_collect):
+            if not self._launch():
+                break
         if self._launched:
             for launch in self._launched.popleft():
                 self._collect(launch)

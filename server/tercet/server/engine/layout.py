@@ -36,7 +36,7 @@ class Flat:
         self.rows = (
             Rows(start=self._count(size, longest), length=self._length, longest=longest, tokens=size)
             if padded
-            else Rows(start=self._start, length=self._length, longest=longest, tokens=len(self.index))
+            else Rows(start=self._start, length=self._length, longest=longest, tokens=self.index.shape[0])
         )
 
     @cached_property

@@ -56,6 +56,12 @@ class Place(NamedTuple):
     """Of each row in the batch's storage."""
     length: list[int]
 
+    def among(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Their start and length on the device; mostly they are all rows of the batch."""
+        if len(self.start) == rows.start.shape[0]:
+            return rows.start, rows.length
+        return rows.start[self.rows], rows.length[self.rows]
+
     @property
     def tokens(self) -> Iterable[int]:
         """The places of all tokens, row by row."""
@@ -111,11 +117,11 @@ class Vectors:
     def reduce(self, model: Model, hidden: Tensor, rows: Rows, fields: dict[str, Tensor], at_once: int) -> list[Tensor]:
         """float32 [vectors, size]"""
         del at_once
-        embed, among = self._embeds[0], self._place.rows
+        embed = self._embeds[0]
         if embed.pooling == "none":
             vectors = hidden.index_select(0, fields["tokens"]).float()
         else:
-            where = rows.start[among], rows.length[among]
+            where = self._place.among(rows)
             if not (embed.dimensions or model.projects):  # what is pooled is the vector
                 return [pooling(hidden, *where, kind=embed.pooling, normalize=embed.normalize)]
             vectors = model.project(pooling(hidden, *where, kind=embed.pooling, normalize=False))
@@ -152,8 +158,7 @@ class Outputs:
         """float32 [rows, labels] or [tokens, labels]"""
         del at_once
         if self._reads == "mean":
-            among = self._place.rows
-            read = pooling(hidden, rows.start[among], rows.length[among], kind="mean", normalize=False).to(hidden.dtype)
+            read = pooling(hidden, *self._place.among(rows), kind="mean", normalize=False).to(hidden.dtype)
         else:
             read = hidden.index_select(0, fields["tokens"])
         return [model.logits(read)]
@@ -236,7 +241,7 @@ def _places(question: FillMask | Score) -> int:
 def _pieces(rows: NDArray[np.float32], counts: Sequence[int]) -> Iterable[bytes | None]:
     """Cuts rows [sum(counts), size] into pieces of so many; None for one with what is not finite."""
     data, size = rows.tobytes(), rows.itemsize * rows.shape[1]
-    finite = np.all(np.isfinite(rows), axis=1).tolist()
+    finite = np.logical_and.reduce(np.isfinite(rows), axis=1).tolist()
     first = 0
     for count in counts:
         last = first + count

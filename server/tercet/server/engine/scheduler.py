@@ -125,6 +125,11 @@ class Scheduler:
         missing = sum(s.page_count(self._page_size) - len(s.pages) for s in self.running if s.remaining == 1)
         return missing > self._pool.free
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits, and nothing runs longer than the step it is in: there is nothing to schedule."""
+        return not self.waiting and not self.rows
+
     def schedule(self) -> Plan:
         """The batches of the next step; both are empty only if nothing is queued."""
         plan = Plan([], [], [])

@@ -65,10 +65,11 @@ class Launch:
 
 def advance_sources(chunks: Sequence[Chunk]) -> Counts:
     """What a launched pass does to sequences that it reads whole."""
-    for sequence, _ in chunks:
+    prompt = real = 0
+    for sequence, length in chunks:
         sequence.request.encoded = True
-    prompt = sum(_first_read(sequence.request, length) for sequence, length in chunks)
-    real = sum(length for _, length in chunks)
+        prompt += _first_read(sequence.request, length)
+        real += length
     return Counts("encode", len(chunks), real, prompt, real - prompt)
 
 

@@ -33,10 +33,10 @@ class PackedBuffer:
 
     def put(self, name: str, values: Iterable[int] | Iterable[float], code: Literal["i", "f", "q"] = "i") -> None:
         """Appends a field: int32, float32 or int64 values."""
-        data = array(code, values)
+        data = values if isinstance(values, array) and values.typecode == code else array(code, values)
         self._bytes += bytes(-len(self._bytes) % _ALIGNMENT)
         first = len(self._bytes) // _WORD
-        self._bytes += data.tobytes()
+        self._bytes += memoryview(data)
         self.fields[name] = first, len(self._bytes) // _WORD, _DTYPES[code]
 
     def put_table(self, name: str, rows: Sequence[Sequence[int]]) -> None:

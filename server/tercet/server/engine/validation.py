@@ -38,6 +38,7 @@ MAX_LENGTH_PENALTY = 5.0  # to this power lengths up to 2**19 keep scores of bea
 MAX_LIKELIEST = 1 << 10  # tokens told of one place
 MAX_CANDIDATES = 1 << 20  # tokens asked for in one request, over all its places
 SEED_LIMIT = 1 << 64
+_FEW = 64  # ids, among which Python finds the highest sooner than numpy
 FLOAT_MIN, FLOAT_MAX = 2.0**-126, 2.0**127  # what float32 holds, sums of it too
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -207,8 +208,15 @@ def tasks_of(model: Model) -> tuple[str, ...]:
 def _text_errors(name: str, ids: TokenIds, longest: int, vocab_size: int) -> Iterator[str]:
     if not 1 <= len(ids) <= longest:
         yield f"{name} has {len(ids)} tokens, the model takes 1 to {longest}"
-    elif np.asarray(ids, np.int32).view(np.uint32).max() >= vocab_size:  # where a negative id is a large one
+    elif _highest(ids) >= vocab_size:
         yield f"{name} must lie in 0..{vocab_size - 1}"
+
+
+def _highest(ids: TokenIds) -> int:
+    """The highest id, where a negative one is higher than any."""
+    if len(ids) <= _FEW:
+        return max(ids) if min(ids) >= 0 else SEED_LIMIT
+    return int(np.asarray(ids, np.int32).view(np.uint32).max())
 
 
 def _ids_errors(name: str, ids: Iterable[int], limit: int) -> Iterator[str]:
