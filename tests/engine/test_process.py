@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from msgspec import structs
 
 from support.checkpoints import VOCAB_SIZE, tiny_llama
 from support.engine import generate
 from support.engine_process import engine_process, outputs_of
 from tercet.server import frames, wire
-from tercet.server.wire import Embed, token_ids
+from tercet.server.wire import Embeds, token_ids
 
 LONG = {"new_tokens": 200, "temperature": 1.0}
 
@@ -127,15 +129,53 @@ def test_a_front_end_that_does_not_read_holds_nobody_up_for_long(checkpoint):
         engine.started()
         engine.answers(generate(0, [5], 1), count=1)
         stalled, answers, first = engine.front_end()
+        lengths, ids = token_ids([64] * 100), token_ids([1] * 6400)
         texts = [
-            Embed(id=first + key, token_ids=token_ids([1] * 64), pooling="none", normalize=True) for key in range(600)
+            Embeds(id=key, lengths=lengths, token_ids=ids, pooling="none", normalize=True)
+            for key in range(first, first + 600, 100)
         ]
         stalled.sendall(b"".join(map(frames.encode, texts)))  # more than a socket holds
         assert len(engine.answers(generate(1, [5, 6, 7], 4), count=1).tokens[1, 0]) == 4
-        got = 0
-        while got < len(texts):
-            got += len(answers.next().outputs)
+        got = []
+        while len(got) < len(texts):
+            got += [output.id for output in answers.next().outputs]
+        assert got == [embeds.id for embeds in texts]
         stalled.close()
+
+
+def test_a_batch_is_answered_once_it_is_whole(checkpoint):
+    """In the order of its sequences, whatever batches they ran in; what the engine refuses of it is told by place. One
+    whose columns do not fit ends the connection.
+    """
+    with engine_process(source=str(checkpoint), max_length=64, max_batch_tokens=64) as engine:
+        engine.started()
+        end, answers, first = engine.front_end()
+        lengths = [3, 40, 1, 65, 40, 5]
+        batch = Embeds(
+            id=first,
+            lengths=token_ids(lengths),
+            token_ids=token_ids(5 + i % 7 for i in range(sum(lengths))),
+            pooling="mean",
+            normalize=True,
+        )
+        alone = [
+            structs.replace(batch, id=one.id + 10, lengths=token_ids([len(one.token_ids)]), token_ids=one.token_ids)
+            for one in batch.rows()
+            if len(one.token_ids) < 64
+        ]
+        end.sendall(frames.encode(batch))
+        [whole] = answers.next().outputs
+        assert {place: rejected.reason for place, rejected in whole.rejected.items()} == {3: "invalid"}
+        vectors = b""
+        for one in alone:
+            end.sendall(frames.encode(one))
+            [output] = answers.next().outputs
+            vectors += output.data
+        assert np.allclose(np.frombuffer(whole.data, np.float32), np.frombuffer(vectors, np.float32), atol=1e-5)
+        end.sendall(frames.encode(structs.replace(batch, lengths=token_ids([1]))))
+        with pytest.raises((EOFError, ConnectionResetError)):
+            answers.rest()
+        end.close()
 
 
 def test_an_engine_ends_with_its_parent(checkpoint):

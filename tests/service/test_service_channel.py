@@ -53,7 +53,7 @@ class Peer:
 
     async def answer(self, *ids: int) -> None:
         """Answers requests in one step."""
-        outputs = [wire.Embedding(id=id, data=b"x") for id in ids]
+        outputs = [wire.Embeddings(id=id, data=b"x", rejected={}) for id in ids]
         await self.send(frames.encode(wire.Answers(incarnation=1, outputs=outputs)))
 
 
@@ -72,23 +72,25 @@ async def connected() -> AsyncIterator[Peer]:
         await asyncio.sleep(0)
 
 
-def embed(id: int, *token_ids: int) -> wire.Embed:
-    return wire.Embed(id=id, token_ids=wire.token_ids(token_ids or (5,)), pooling="mean", normalize=True)
+def embed(id: int, *token_ids: int) -> wire.Embeds:
+    """One sequence for each token."""
+    ids = wire.token_ids(token_ids or (5,))
+    return wire.Embeds(id=id, lengths=wire.token_ids([1] * len(ids)), token_ids=ids, pooling="mean", normalize=True)
 
 
 async def test_answers_reach_who_asked_and_pending_is_what_is_left():
     async with connected() as peer:
         first, second = Recorder(), Recorder()
-        assert [peer.channel.new_id() for _ in range(3)] == [0, 1, 2]
-        peer.channel.submit([embed(0, 1, 2), embed(1)], first)
-        peer.channel.submit([embed(2)], second)
+        assert [peer.channel.new_id(count) for count in (2, 1, 1)] == [0, 2, 3]
+        peer.channel.submit([embed(0, 1, 2), embed(2)], first)
+        peer.channel.submit([embed(3)], second)
         both, last = await peer.received()  # what is asked together travels together
         assert isinstance(both, wire.Requests)
-        assert [*both.requests, last] == [embed(0, 1, 2), embed(1), embed(2)]
-        assert (peer.channel.pending.sequences, peer.channel.pending.tokens) == (3, 4)
-        await peer.answer(2, 0)
+        assert [*both.requests, last] == [embed(0, 1, 2), embed(2), embed(3)]
+        assert (peer.channel.pending.sequences, peer.channel.pending.tokens) == (4, 4)
+        await peer.answer(3, 0)
         assert [output.id for output in first.outputs] == [0]
-        assert [output.id for output in second.outputs] == [2]
+        assert [output.id for output in second.outputs] == [3]
         assert (peer.channel.pending.sequences, peer.channel.pending.tokens) == (1, 1)
 
 
@@ -150,7 +152,7 @@ async def test_an_answer_that_its_receiver_cannot_take_fails_alone(caplog: pytes
     class Broken(Recorder):
         def receive(self, output: object) -> bool:
             super().receive(output)
-            if isinstance(output, wire.Embedding):
+            if isinstance(output, wire.Embeddings):
                 raise KeyError(output.id)
             return True
 

@@ -113,7 +113,8 @@ async def test_who_waits_is_told_when_it_is_left(tmp_path: Path, listener: Liste
         engine.hear(told(tmp_path, State.READY))
         await until(engine, State.READY)
         assert engine.channel
-        request = wire.Embed(id=engine.channel.new_id(), token_ids=wire.token_ids([5]), pooling="mean", normalize=True)
+        one = wire.token_ids([1])
+        request = wire.Embeds(id=engine.channel.new_id(), lengths=one, token_ids=one, pooling="mean", normalize=True)
         engine.channel.submit([request], waiting)  # type: ignore[arg-type]
         assert engine.unanswered == 1
         engine.close()

@@ -32,10 +32,11 @@ def test_a_frame_beyond_the_limit_is_refused_before_it_comes():
 
 
 def test_token_ids_that_are_no_whole_ids_are_refused():
-    embed = wire.Embed(id=0, token_ids=wire.token_ids([5, -1]), pooling="cls", normalize=True)
-    data = frames.encode(embed)[4:]
-    assert frames.to_engine_decoder.decode(data) == embed
-    cut = data.replace(b"\xc4\x08" + embed.token_ids.tobytes(), b"\xc4\x07" + embed.token_ids.tobytes()[:7])
+    ids = wire.token_ids([5, -1])
+    embeds = wire.Embeds(id=0, lengths=wire.token_ids([2]), token_ids=ids, pooling="cls", normalize=True)
+    data = frames.encode(embeds)[4:]
+    assert frames.to_engine_decoder.decode(data) == embeds
+    cut = data.replace(b"\xc4\x08" + ids.tobytes(), b"\xc4\x07" + ids.tobytes()[:7])
     assert cut != data
     with pytest.raises(ValueError, match="token_ids"):
         frames.to_engine_decoder.decode(cut)

@@ -131,7 +131,9 @@ async def test_what_a_dead_engine_has_answered_is_counted(
         reader, writer = await asyncio.open_unix_connection(socket)
         await answer(reader)  # a welcome
         for id in range(3):
-            question = wire.Embed(id=id, token_ids=wire.token_ids([1, 2]), pooling="cls", normalize=False)
+            question = wire.Embeds(
+                id=id, lengths=wire.token_ids([2]), token_ids=wire.token_ids([1, 2]), pooling="cls", normalize=False
+            )
             writer.write(frames.encode(question))
             await answer(reader)
         [process] = (child for child in psutil.Process().children() if FAKE_ENGINE[1] in child.cmdline())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import time
@@ -23,7 +22,13 @@ _RATE_SECONDS = 2.0  # over which the rate of finished sequences is averaged
 
 def rows(request: wire.Request) -> int:
     """How many sequences a request is in the engine."""
-    return max(request.n, request.sampling.num_beams) if isinstance(request, wire.Generate) else 1
+    match request:
+        case wire.Embeds():
+            return len(request.lengths)
+        case wire.Generate():
+            return max(request.n, request.sampling.num_beams)
+        case _:
+            return 1
 
 
 def prompt_tokens(request: wire.Request) -> int:
@@ -113,11 +118,13 @@ class Channel(Link[wire.ToFrontEnd]):
         self._incarnation = incarnation
         self._on_welcome = on_welcome
         self._waiting: dict[int, tuple[Receiver, int, int]] = {}  # id -> receiver, sequences, tokens
-        self._ids = itertools.count()
+        self._next_id = 0
 
-    def new_id(self) -> int:
-        """An id that no other request has."""
-        return next(self._ids)
+    def new_id(self, count: int = 1) -> int:
+        """The first of so many ids in a row that no other request has."""
+        first = self._next_id
+        self._next_id += count
+        return first
 
     def submit(self, requests: Sequence[wire.Request], receiver: Receiver) -> None:
         """Sends requests, at least one, with ids of `new_id`; `receiver` gets their answers.
@@ -161,7 +168,7 @@ class Channel(Link[wire.ToFrontEnd]):
         if message.incarnation != self._incarnation:
             raise ValueError(f"incarnation {message.incarnation} is not {self._incarnation}")
         if isinstance(message, wire.Welcome):
-            self._ids = itertools.count(message.first_id)
+            self._next_id = message.first_id
             self._on_welcome(self)
         else:
             self.arrived = time.monotonic()

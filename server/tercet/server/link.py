@@ -19,9 +19,11 @@ log = logging.getLogger(__name__)
 
 
 async def readable() -> None:
-    """Lets the event loop read: what links could read when this began they have taken in when it returns."""
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    """Lets the event loop read: what links could read when this began they have taken in when it returns, and what they
+    put off to the loop's next turn is done.
+    """
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 class Link(asyncio.Protocol, Generic[M]):

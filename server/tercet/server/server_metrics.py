@@ -24,7 +24,7 @@ from tercet.server.metrics import DURATION, POWERS, Registered
 from tercet.server.ports import BindError, address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from prometheus_client import Metric
@@ -188,23 +188,25 @@ class EngineMetrics:
         """The engine is started again, after a "signal" or an "exit"."""
         self._metrics.restarts.labels(self._model, reason).inc()
 
-    def step(self, result: wire.StepResult) -> None:
-        """What one step was."""
-        self._in_batches = result.running
+    def steps(self, results: Sequence[wire.StepResult]) -> None:
+        """What steps were, at least one, in order."""
+        newest = results[-1]
+        self._in_batches = newest.running
         self._last_step.set(time.time())
-        self._hold(result.pages_used, result.pages_cached)
+        self._hold(newest.pages_used, newest.pages_cached)
         for name, counter in self._cache.items():
-            self._advance(name, counter, getattr(result.cache, name))
-        self._advance("preemptions", self._preemptions, result.preemptions)
-        for kernel, calls in result.kernel_launches.items():
+            self._advance(name, counter, getattr(newest.cache, name))
+        self._advance("preemptions", self._preemptions, newest.preemptions)
+        for kernel, calls in newest.kernel_launches.items():
             if kernel not in self._launches:
                 self._launches[kernel] = self._metrics.launches.labels(self._model, *kernel.split("/", 1))
             self._advance(kernel, self._launches[kernel], calls)
+        passes = [stats for result in results for stats in result.stats]
         for phase, histogram in self._steps.items():
-            histogram.observe_all(Tally(stats.seconds for stats in result.stats if stats.phase == phase))
-        self._batch_size.observe_all(Tally(stats.rows for stats in result.stats))
+            histogram.observe_all(Tally(stats.seconds for stats in passes if stats.phase == phase))
+        self._batch_size.observe_all(Tally(stats.rows for stats in passes))
         for name, counter in self._summed.items():
-            counter.inc(sum(map(attrgetter(name), result.stats)))
+            counter.inc(sum(map(attrgetter(name), passes)))
 
     def _advance(self, name: str, counter: Counter, total: int) -> None:
         """Moves a counter on by what the engine's own count since its start has grown."""

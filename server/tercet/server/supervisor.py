@@ -60,6 +60,7 @@ class EngineProcess(Child):
         self._settings = settings
         self._metrics = EngineMetrics(metrics, self.name, unanswered)
         self._on_change = on_change
+        self._reports: list[wire.StepResult] = []  # that are not counted yet
 
     @property
     def title(self) -> str:
@@ -87,7 +88,9 @@ class EngineProcess(Child):
         if message.incarnation != self.incarnation:
             raise ValueError(f"incarnation {message.incarnation} is not {self.incarnation}")
         if isinstance(message, wire.StepResult):
-            self._metrics.step(message)
+            if not self._reports:
+                asyncio.get_running_loop().call_soon(self._count)
+            self._reports.append(message)
             if self.link is not None:
                 self.link.rest(_REST)
         elif isinstance(message, wire.Loading):
@@ -104,6 +107,12 @@ class EngineProcess(Child):
             )
             self._change(State.READY)
 
+    def _count(self) -> None:
+        """Counts what was reported, all that was read at once together."""
+        if self._reports:
+            self._metrics.steps(self._reports)
+            self._reports = []
+
     def _wake(self) -> None:
         """Reads what it has reported."""
         if self.link is not None:
@@ -116,6 +125,7 @@ class EngineProcess(Child):
             kill(process)  # it loads: there is nothing to finish
 
     def _lost(self) -> None:
+        self._count()
         self._metrics.lost()
         if not self._stopping:
             self._change(State.LOADING if self.info is None else State.RESTARTING)

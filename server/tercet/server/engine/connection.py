@@ -14,20 +14,24 @@ import socket
 import sys
 import threading
 from collections import defaultdict
-from itertools import compress
+from itertools import chain, compress
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from tercet.server import frames
+from tercet.server.engine.batches import Batches
 from tercet.server.logs import fields
-from tercet.server.wire import Answers, NextTokens, Requests, Welcome
+from tercet.server.wire import Answers, Cancel, Embeds, NextTokens, Requests, Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from tercet.server.wire import Cancel, FromEngine, Output, Request, Stop
+    from tercet.server.engine.reading import Reading
+    from tercet.server.wire import FromEngine, Generate, Output, Stop, ToEngine
+
+    Received = Reading | Generate | Cancel | Stop
 
 _ID_BITS = 40  # of a request's id, below the number of its connection
 _RECEIVE_BYTES = 1 << 18
@@ -56,12 +60,13 @@ class _Connection:
         self._courtesy = courtesy
         self._frames = frames.FrameReader()
         self._unsent = bytearray()
+        self._batches = Batches()
         self._writable = select.poll()
         self._writable.register(connected.fileno(), select.POLLOUT)
 
-    def receive(self) -> list[Request | Cancel | Stop]:
-        """What has arrived."""
-        messages: list[Request | Cancel | Stop] = []
+    def receive(self) -> list[Received]:
+        """What has arrived, sequence by sequence."""
+        messages: list[Received] = []
         full = True
         while full:
             try:
@@ -74,12 +79,28 @@ class _Connection:
                 raise EOFError
             try:
                 for message in map(frames.to_engine_decoder.decode, self._frames.feed(data)):
-                    messages += message.requests if isinstance(message, Requests) else [message]
+                    messages += self._singly(message)
             except (ValueError, msgspec.MsgspecError) as error:
                 log.error("broken protocol", extra=fields(error=str(error)))
                 raise EOFError from error
             full = len(data) == _RECEIVE_BYTES
         return messages
+
+    def _singly(self, message: ToEngine) -> Iterable[Received]:
+        """What a message consists of. Raises ValueError where it does not fit together."""
+        match message:
+            case Requests():
+                return chain.from_iterable(map(self._singly, message.requests))
+            case Embeds():
+                return self._batches.open(message)
+            case Cancel():
+                return self._batches.close(message)
+            case _:
+                return (message,)
+
+    def whole(self, outputs: Iterable[Output]) -> list[Output]:
+        """Answers as they were asked for, whole; those to a part come with the last of its others."""
+        return list(self._batches.answers(outputs))
 
     def send(self, data: bytes) -> None:
         """Sends, and leaves for later what a reader that pauses does not take."""
@@ -142,12 +163,14 @@ class Connections:
             asked[output.id >> _ID_BITS].append(output)
         columns = _by_front_end(next_tokens) if next_tokens is not None else {}
         for number in asked.keys() | columns.keys():
-            message = Answers(incarnation=self._incarnation, outputs=asked[number], next_tokens=columns.get(number))
-            self._send(number, message)
+            if connection := self._front_ends.get(number):
+                whole, tokens = connection.whole(asked[number]), columns.get(number)
+                if whole or tokens:
+                    self._send(number, Answers(incarnation=self._incarnation, outputs=whole, next_tokens=tokens))
 
-    def receive(self, *, wait: bool) -> list[Request | Cancel | Stop | Gone]:
+    def receive(self, *, wait: bool) -> list[Received | Gone]:
         """What has arrived since; with `wait`, an event is waited for, which may bring nothing."""
-        messages: list[Request | Cancel | Stop | Gone] = []
+        messages: list[Received | Gone] = []
         for key, _ in self._selector.select(None if wait and not self._gone else 0):
             if key.fileobj is self._listener:
                 self._accept()
@@ -180,7 +203,7 @@ class Connections:
         self._selector.register(connected, selectors.EVENT_READ, number)
         self._send(number, Welcome(incarnation=self._incarnation, first_id=number << _ID_BITS))
 
-    def _attend(self, number: int) -> list[Request | Cancel | Stop]:
+    def _attend(self, number: int) -> list[Received]:
         """Reads from a front end, and writes what was left."""
         connection = self._front_ends[number]
         try:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tercet.server.engine.beam import Continuation
-    from tercet.server.engine.reading import Answer, Reading
+    from tercet.server.engine.reading import Reading
     from tercet.server.engine.runner import Runner
     from tercet.server.engine.sampler import Choice
     from tercet.server.engine.scheduler import Chunk
     from tercet.server.engine.sequence import Request, Sequence
     from tercet.server.engine.validation import Limits
-    from tercet.server.wire import EngineSettings, StepStats
+    from tercet.server.wire import EngineSettings, Output, StepStats
 
 STALE_DEADLINES = 1024  # of finished requests: past so many they are forgotten
 
@@ -57,7 +57,7 @@ class Engine:
         self._requests: dict[int, Request] = {}
         self._deadlines: list[tuple[float, int]] = []  # a heap of deadline and request id, finished ones too
         self._arrivals = 0
-        self._outputs: list[Answer | Cached | Tokens | Rejected] = []
+        self._outputs: list[Output] = []
         self._next_tokens = NextTokens(ids=[], samples=[], token_ids=[])
         self._stats: list[StepStats] = []
         self._cancelled = False

@@ -19,6 +19,7 @@ from tercet.server.service.errors import (
     InvalidArgumentError,
     ServiceError,
     to_status,
+    unless_error,
 )
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from tercet.server.metrics import Metrics
     from tercet.server.service.registry import Target
 
-Question = wire.Embed | wire.Predict | wire.FillMask | wire.Score
-Answer = TypeVar("Answer", bound=wire.Embedding | wire.Prediction | wire.Candidates | wire.Scored)
+Question = wire.Predict | wire.FillMask | wire.Score
+Answer = TypeVar("Answer", bound=wire.Embeddings | wire.Prediction | wire.Candidates | wire.Scored)
 Item = TypeVar("Item")
 
 
@@ -128,23 +129,44 @@ async def ask(
     What is not answered when the caller leaves is cancelled.
     """
     questions = [question for work in works if isinstance(work, Work) for question in work.questions]
-    model, channel = target.model, target.channel
     results: Mapping[int, Answer | ServiceError] = {}
     if questions:
-        tokens = list(map(prompt_tokens, questions))
-        if patient and model.can_wait(len(questions), sum(tokens)):
-            while not model.has_room(channel, len(questions), sum(tokens)):
-                await channel.pending.change()
-        model.admit(channel, len(questions), sum(tokens))
         fields = {question.id: work.field for work in works if isinstance(work, Work) for question in work.questions}
         answers = Answers(fields, kind)
-        channel.submit(questions, answers)
-        try:
-            results = await answers.wait()
-        finally:
-            channel.cancel(answers.missing)
-            metrics.request_prompt_tokens.labels(model.name).observe_all(Counter(tokens))
+        results = await _answered(target, questions, answers, list(map(prompt_tokens, questions)), metrics, patient)
     return [work if isinstance(work, ServiceError) else _together(work, results) for work in works]
+
+
+async def ask_at_once(
+    target: Target, embeds: wire.Embeds, metrics: Metrics, *, patient: bool = False
+) -> wire.Embeddings:
+    """The engine's answer to many sequences in one message. As `ask`."""
+    answers = Answers({embeds.id: "inputs"}, wire.Embeddings)
+    results = await _answered(target, [embeds], answers, embeds.lengths, metrics, patient)
+    return unless_error(results[embeds.id])
+
+
+async def _answered(
+    target: Target,
+    requests: Sequence[wire.Request],
+    answers: Answers[Answer],
+    lengths: Sequence[int],
+    metrics: Metrics,
+    patient: bool,
+) -> Mapping[int, Answer | ServiceError]:
+    """Sends requests, of sequences of so many tokens, and waits for the answers. As `ask`."""
+    model, channel = target.model, target.channel
+    count, tokens = len(lengths), sum(lengths)
+    if patient and model.can_wait(count, tokens):
+        while not model.has_room(channel, count, tokens):
+            await channel.pending.change()
+    model.admit(channel, count, tokens)
+    channel.submit(requests, answers)
+    try:
+        return await answers.wait()
+    finally:
+        channel.cancel(answers.missing)
+        metrics.request_prompt_tokens.labels(model.name).observe_all(Counter(lengths))
 
 
 def _together(work: Work, results: Mapping[int, Answer | ServiceError]) -> list[Answer] | ServiceError:

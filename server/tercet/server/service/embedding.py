@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from tercet.server import wire
-from tercet.server.service.answers import Work, ask
+from tercet.server.service.answers import ask_at_once, refusal
+from tercet.server.service.columns import columns_of, packed_columns
 from tercet.server.service.errors import ServiceError, to_status
 from tercet.server.service.fields import choice, number, unknown
 from tercet.server.service.rpc import Broken, count_refusal
@@ -16,10 +16,11 @@ from tercet.v1.embedding_pb2 import EmbedRequest, EmbedResponse, EmbedStreamResp
 from tercet.v1.types_pb2 import DTYPE_FLOAT32
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Coroutine
 
     from tercet.server.config import Settings
     from tercet.server.metrics import Metrics
+    from tercet.server.service.columns import Columns
     from tercet.server.service.registry import Registry, Target
     from tercet.server.service.rpc import Call
     from tercet.server.text import TextModel
@@ -101,40 +102,43 @@ class EmbeddingServicer:
     ) -> None:
         """Fills in the response to one request. Where a queue is full, a patient one waits for its turn."""
         model, text, _, channel = target
-        size, longest = _dimensions(request, target), model.longest_read
+        size = _dimensions(request, target)
         pooling = _pooling(request) or text.embedding.pooling
-        question = partial(
-            wire.Embed,
-            pooling=pooling,
-            normalize=request.normalize if request.HasField("normalize") else text.embedding.normalize,
-            dimensions=request.dimensions if request.HasField("dimensions") else None,
-            deadline=call.deadline,
-        )
-        prompt = _prompt(request, text)
         self._sequencer.check_count("inputs", len(request.inputs))
+        columns = await self._columns(request, target, patient=patient)
+        answer = wire.Embeddings(id=0, data=b"", rejected={})
+        if rows := len(columns.lengths):
+            embeds = wire.Embeds(
+                id=channel.new_id(rows),
+                lengths=columns.lengths,
+                token_ids=columns.token_ids,
+                type_ids=columns.type_ids,
+                pooling=pooling,
+                normalize=request.normalize if request.HasField("normalize") else text.embedding.normalize,
+                dimensions=request.dimensions if request.HasField("dimensions") else None,
+                deadline=call.deadline,
+            )
+            answer = await ask_at_once(target, embeds, self._metrics, patient=patient)
+        response.model = model.name
+        _fill(response, columns, answer, size=size, each_token=pooling == "none")
+
+    async def _columns(self, request: EmbedRequest, target: Target, *, patient: bool) -> Columns:
+        """What the model reads for the inputs. Raises ServiceError."""
+        embedding, longest = target.text.embedding, target.model.longest_read
+        prompt = _prompt(request, target.text)
+        limit = Limit(longest, request.truncate, cut_to=longest)
+        if columns := packed_columns(request.inputs, limit, target.info.vocab_size):
+            return columns
         self._sequencer.check_chars("inputs", sum(len(item.text) for item in request.inputs))
-        fields = [f"inputs[{i}]" for i in range(len(request.inputs))]
         sequences = await self._sequencer.sequences(
             target,
             request.inputs,
-            fields,
-            Limit(longest, request.truncate, cut_to=longest),
-            respell=lambda own: (prompt + own).lower() if text.embedding.lowercase else prompt + own,
+            [f"inputs[{i}]" for i in range(len(request.inputs))],
+            limit,
+            respell=lambda own: (prompt + own).lower() if embedding.lowercase else prompt + own,
             patient=patient,
         )
-        works = [
-            sequence
-            if isinstance(sequence, ServiceError)
-            else Work(
-                field,
-                [question(id=channel.new_id(), token_ids=sequence.token_ids, type_ids=sequence.type_ids)],
-                sequence.truncated,
-            )
-            for field, sequence in zip(fields, sequences, strict=True)
-        ]
-        answers = await ask(target, works, wire.Embedding, self._metrics, patient=patient)
-        response.model = model.name
-        _fill(response, works, answers, size=size, each_token=pooling == "none")
+        return columns_of(sequences)
 
 
 def _pooling(request: EmbedRequest) -> wire.Pooling | None:
@@ -159,33 +163,30 @@ def _prompt(request: EmbedRequest, text: TextModel) -> str:
     return prompts[name]
 
 
-def _fill(
-    response: EmbedResponse,
-    works: Sequence[Work | ServiceError],
-    answers: Sequence[Sequence[wire.Embedding] | ServiceError],
-    *,
-    size: int,
-    each_token: bool,
-) -> None:
-    """Adds the vectors that there are, and what became of each input. `size` is a vector's where there are none."""
-    found: list[bytes] = []
+def _fill(response: EmbedResponse, columns: Columns, answer: wire.Embeddings, *, size: int, each_token: bool) -> None:
+    """Adds the vectors, and what became of each input. `size` is a vector's where there are none."""
     add = response.items.add
-    rows = read = 0
-    for work, answer in zip(works, answers, strict=True):
-        tokens, truncated = (work.tokens, work.truncated) if isinstance(work, Work) else (0, False)
-        read += tokens
-        if isinstance(answer, ServiceError):
-            add(prompt_tokens=tokens, truncated=truncated, error=to_status(answer))
-        else:
-            own = tokens if each_token else 1
-            add(prompt_tokens=tokens, truncated=truncated, row=rows, rows=own)
-            rows += own
-            found.extend(vectors.data for vectors in answer)
-    data = b"".join(found)
-    width = len(data) // (_FLOAT * rows) if rows else size
+    read = enumerate(columns.lengths)
+    rows = 0
+    for i in range(len(columns.lengths) + len(columns.refused)):
+        item = add()
+        if i in columns.refused:
+            item.error.CopyFrom(to_status(columns.refused[i]))
+            continue
+        place, tokens = next(read)
+        item.prompt_tokens = tokens
+        if i in columns.truncated:
+            item.truncated = True
+        if place in answer.rejected:
+            item.error.CopyFrom(to_status(refusal(answer.rejected[place], f"inputs[{i}]")))
+            continue
+        item.row = rows
+        item.rows = own = tokens if each_token else 1
+        rows += own
+    width = len(answer.data) // (_FLOAT * rows) if rows else size
     # Field by field: a message that is merged into another is copied twice.
     embeddings = response.embeddings
     embeddings.dtype = DTYPE_FLOAT32
     embeddings.shape.extend((rows, width))
-    embeddings.data = data
-    response.usage.prompt_tokens = read
+    embeddings.data = answer.data
+    response.usage.prompt_tokens = len(columns.token_ids)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tercet.v1.types_pb2 import TextInput, TokenIds
 
 T = TypeVar("T")
-_ID = 4  # bytes of a packed token id
+ID_BYTES = 4  # bytes of a packed token id
 _HIGHEST = 0xFFFFFFFF  # id in uint32
 _ALL = slice(None)
 _DIRECT_CHARS = 2000  # texts up to this in all are tokenized where they are: a thread would cost more than it frees
@@ -158,7 +158,7 @@ class Sequencer:
         """
         size = vocab_size or target.info.vocab_size
         given = [self._given(item, field, limit) for item, field in zip(inputs, fields, strict=True)]
-        if not _all_below(size, (one.token_ids for one in given if isinstance(one, TokenSequence))):
+        if not all_below(size, (one.token_ids for one in given if isinstance(one, TokenSequence))):
             given = [self._given(item, field, limit, size) for item, field in zip(inputs, fields, strict=True)]
         texts = {i: respell(one) for i, one in enumerate(given) if isinstance(one, str)}
         by = tokenizer or target.text.tokenizer
@@ -199,7 +199,7 @@ class Sequencer:
 
 def id_count(given: TokenIds) -> int:
     """How many token ids there are, in either form."""
-    return len(given.values) or -(-len(given.packed) // _ID)
+    return len(given.values) or -(-len(given.packed) // ID_BYTES)
 
 
 def take_ids(field: str, given: TokenIds, kept: slice = _ALL) -> wire.TokenIds:
@@ -212,8 +212,10 @@ def take_ids(field: str, given: TokenIds, kept: slice = _ALL) -> wire.TokenIds:
         ids = wire.token_ids(array("I", values).tobytes())
     elif given.values:
         raise InvalidArgumentError(field, "must have values or packed, not both")
-    elif len(given.packed) % _ID:
-        raise InvalidArgumentError(f"{field}.packed", f"has {len(given.packed)} bytes, which {_ID} does not divide")
+    elif len(given.packed) % ID_BYTES:
+        raise InvalidArgumentError(
+            f"{field}.packed", f"has {len(given.packed)} bytes, which {ID_BYTES} does not divide"
+        )
     else:
         ids = wire.token_ids(given.packed)[kept]
     if not ids:
@@ -224,14 +226,14 @@ def take_ids(field: str, given: TokenIds, kept: slice = _ALL) -> wire.TokenIds:
 def check_ids(field: str, given: TokenIds, vocab_size: int, kept: slice = _ALL) -> wire.TokenIds:
     """The same. Raises InvalidArgumentError, too, where one is not in the vocabulary."""
     ids = take_ids(field, given, kept)
-    if not _all_below(vocab_size, [ids]):
+    if not all_below(vocab_size, [ids]):
         at, id = next((at, id & _HIGHEST) for at, id in enumerate(ids) if id & _HIGHEST >= vocab_size)
         place = f"{'packed' if given.packed else 'values'}[{(kept.start or 0) + at}]"
         raise InvalidArgumentError(f"{field}.{place}", f"{id} is not below the vocabulary size, {vocab_size}")
     return ids
 
 
-def _all_below(vocab_size: int, texts: Iterable[wire.TokenIds]) -> bool:
+def all_below(vocab_size: int, texts: Iterable[wire.TokenIds]) -> bool:
     """Whether all ids are in the vocabulary: of many texts at once, since of each it would cost as much."""
     ids = np.frombuffer(b"".join(texts), np.uint32)
     return not len(ids) or bool(ids.max() < vocab_size)

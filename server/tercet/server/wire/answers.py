@@ -143,14 +143,6 @@ class NextTokens(msgspec.Struct, frozen=True, kw_only=True):
         return zip(self.ids, self.samples or repeat(0, len(self.ids)), self.token_ids, strict=True)
 
 
-class Cached(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """How much of one `Generate` was not read, since it was in pages; at most one, not after its first token's step."""
-
-    id: int
-    tokens: int
-    """Of the prompt, for seq2seq of the source; not told where there are none."""
-
-
 class Rejected(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """A request the engine gave up; its other requests are untouched."""
 
@@ -159,7 +151,25 @@ class Rejected(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     message: str
 
 
-Output = Embedding | Prediction | Candidates | Scored | Cached | Tokens | Rejected
+class Embeddings(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The answer to `Embeds`."""
+
+    id: int
+    data: bytes
+    """The vectors of one sequence behind the other's, as `Embedding` has them, without those that were given up."""
+    rejected: dict[int, Rejected]
+    """Those, by their places."""
+
+
+class Cached(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """How much of one `Generate` was not read, since it was in pages; at most one, not after its first token's step."""
+
+    id: int
+    tokens: int
+    """Of the prompt, for seq2seq of the source; not told where there are none."""
+
+
+Output = Embedding | Embeddings | Prediction | Candidates | Scored | Cached | Tokens | Rejected
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import msgspec
@@ -45,7 +46,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether requests find what others have computed of the same prompts and sources."""
 
 
-class Embed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+class Embed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One sequence to embed. Answered by one `Embedding` or one `Rejected`."""
 
     id: int
@@ -60,6 +61,40 @@ class Embed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Leading components kept, before vectors are normalised; None is all."""
     deadline: float | None = None
     """time.monotonic() after which nobody waits for the answer; the clock is the machine's."""
+
+
+class Embeds(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Sequences to embed alike: `Embed` in columns. Answered by one `Embeddings`."""
+
+    id: int
+    """Its own, and that of the first sequence; those of the others count up from it."""
+    lengths: TokenIds
+    """Tokens of each."""
+    token_ids: TokenIds
+    """One sequence behind the other."""
+    type_ids: TokenIds | None = None
+    pooling: Pooling
+    normalize: bool
+    dimensions: int | None = None
+    deadline: float | None = None
+
+    def rows(self) -> list[Embed]:
+        """Each sequence. Raises ValueError where the columns do not fit each other."""
+        tokens, types = self.token_ids, self.type_ids
+        if not sum(self.lengths) == len(tokens) == len(types or tokens) or min(self.lengths, default=0) < 1:
+            raise ValueError(f"{len(tokens)} token ids are not of sequences of {sum(self.lengths)} in all")
+        return [
+            Embed(
+                id=id,
+                token_ids=tokens[first:last],
+                type_ids=types and types[first:last],
+                pooling=self.pooling,
+                normalize=self.normalize,
+                dimensions=self.dimensions,
+                deadline=self.deadline,
+            )
+            for id, (first, last) in enumerate(pairwise(accumulate(self.lengths, initial=0)), self.id)
+        ]
 
 
 class Predict(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -175,7 +210,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 class Requests(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Several at once, in one message."""
 
-    requests: list[Embed | Predict | FillMask | Score | Generate]
+    requests: list[Embeds | Predict | FillMask | Score | Generate]
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -193,5 +228,5 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """From the supervisor: ends the engine's process at once; draining is the front ends' matter."""
 
 
-Request = Embed | Predict | FillMask | Score | Generate
+Request = Embeds | Predict | FillMask | Score | Generate
 ToEngine = Request | Requests | Cancel | Stop
