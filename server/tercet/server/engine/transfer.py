@@ -54,8 +54,10 @@ class PackedBuffer:
         if device.type == "cuda":
             words = words.pin_memory().to(device, non_blocking=True)
         self.copies += 1
-        views = {name: words[first:last] for name, (first, last, _) in self.fields.items()}
-        return views | {name: views[name].view(kind) for name, (*_, kind) in self.fields.items() if kind != torch.int32}
+        return {
+            name: words[first:last] if kind is torch.int32 else words[first:last].view(kind)
+            for name, (first, last, kind) in self.fields.items()
+        }
 
 
 class Download:

@@ -162,11 +162,12 @@ async def _answered(
             await channel.pending.change()
     model.admit(channel, count, tokens)
     channel.submit(requests, answers)
+    metrics.request_prompt_tokens.labels(model.name).observe_all(Counter(lengths))  # while the engine is at work
     try:
         return await answers.wait()
     finally:
-        channel.cancel(answers.missing)
-        metrics.request_prompt_tokens.labels(model.name).observe_all(Counter(lengths))
+        if missing := answers.missing:
+            channel.cancel(missing)
 
 
 def _together(work: Work, results: Mapping[int, Answer | ServiceError]) -> list[Answer] | ServiceError:

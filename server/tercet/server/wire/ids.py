@@ -28,5 +28,5 @@ def encode_ids(value: object) -> bytes:
 def decode_ids(kind: type, value: Any) -> TokenIds:
     """The hook of msgspec for what it can't decode itself."""
     if kind is array and isinstance(value, bytes):
-        return token_ids(value)
+        return array("i", value)
     raise TypeError("token ids come as bytes")
