@@ -191,6 +191,27 @@ async def test_tokens_in_columns_reach_their_requests_before_other_answers(sampl
         assert peer.channel.pending.sequences == 0  # both have said that they need no more
 
 
+async def test_lanes_are_asked_for_their_tokens_before_the_receiver():
+    class Lane:
+        def __init__(self) -> None:
+            self.taken: list[int] = []
+
+        def take(self, token_id: int, arrived: float) -> bool:
+            assert arrived == peer.channel.arrived
+            self.taken += [token_id] if token_id > 7 else []
+            return token_id > 7
+
+    async with connected() as peer:
+        receiver, lanes = Recorder(), [Lane(), Lane()]
+        peer.channel.submit([generate(0)], receiver, lanes)
+        await peer.received()
+        columns = wire.NextTokens(ids=[0, 0, 0, 0], samples=[1, 0, 1, 0], token_ids=[7, 8, 9, 0])
+        await peer.send(frames.encode(wire.Answers(incarnation=1, outputs=[], next_tokens=columns)))
+        assert [lane.taken for lane in lanes] == [[8], [9]]
+        assert receiver.outputs == [(1, 7), (0, 0)]
+        assert peer.channel.pending.sequences == 0
+
+
 async def test_a_token_that_its_receiver_cannot_take_fails_alone(caplog: pytest.LogCaptureFixture):
     class Broken(Recorder):
         def receive_token(self, sample: int, token_id: int) -> bool:

@@ -206,7 +206,7 @@ def test_gaps_are_observed_together_as_they_would_be_alone():
         (8.25, 5.25, 2),  # beyond the last bound
         (8.25, 8.125, 1),
     ]:
-        gaps.add(arrived, since, tokens)
+        gaps[(arrived - since) / tokens] += tokens
         for _ in range(tokens):
             alone.observe((arrived - since) / tokens)
     gaps.flush()

@@ -52,6 +52,14 @@ class Receiver(Protocol):
         ...
 
 
+class Lane(Protocol):
+    """One sample of a request, of whose tokens most are only to be handed on."""
+
+    def take(self, token_id: int, arrived: float) -> bool:
+        """Takes the next token, which came at that time.monotonic(). False where the receiver must."""
+        ...
+
+
 class Pending:
     """What one model was asked and has not answered: sequences, their prompt tokens, and how fast they finish."""
 
@@ -117,7 +125,8 @@ class Channel(Link[wire.ToFrontEnd]):
         """time.monotonic() at which the newest answers came."""
         self._incarnation = incarnation
         self._on_welcome = on_welcome
-        self._waiting: dict[int, tuple[Receiver, int, int]] = {}  # id -> receiver, sequences, tokens
+        # id -> receiver, sequences, tokens, lanes
+        self._waiting: dict[int, tuple[Receiver, int, int, Sequence[Lane]]] = {}
         self._next_id = 0
 
     def new_id(self, count: int = 1) -> int:
@@ -126,9 +135,10 @@ class Channel(Link[wire.ToFrontEnd]):
         self._next_id += count
         return first
 
-    def submit(self, requests: Sequence[wire.Request], receiver: Receiver) -> None:
+    def submit(self, requests: Sequence[wire.Request], receiver: Receiver, lanes: Sequence[Lane] = ()) -> None:
         """Sends requests, at least one, with ids of `new_id`; `receiver` gets their answers.
 
+        `lanes`: one for each sample, which are asked before the receiver to take a token; or none.
         Where the engine is gone the receiver is told so at once. Raises ValueError, and sends nothing, where they
         exceed the limit of a frame.
         """
@@ -138,7 +148,7 @@ class Channel(Link[wire.ToFrontEnd]):
         data = frames.encode(requests[0] if len(requests) == 1 else wire.Requests(requests=list(requests)))
         sequences = tokens = 0
         for request in requests:
-            entry = self._waiting[request.id] = (receiver, rows(request), prompt_tokens(request))
+            entry = self._waiting[request.id] = (receiver, rows(request), prompt_tokens(request), lanes)
             sequences += entry[1]
             tokens += entry[2]
         self.pending.add(sequences, tokens)
@@ -154,7 +164,7 @@ class Channel(Link[wire.ToFrontEnd]):
 
     def lose(self) -> None:
         """Tells everyone who waits that nothing more will come."""
-        lost = {receiver for receiver, _, _ in self._waiting.values()}
+        lost = {receiver for receiver, *_ in self._waiting.values()}
         for id in list(self._waiting):
             self._forget(id)
         for receiver in lost:
@@ -194,11 +204,13 @@ class Channel(Link[wire.ToFrontEnd]):
             self.pending.remove(sequences, tokens)
 
     def _deliver_tokens(self, tokens: wire.NextTokens) -> None:
-        waiting = self._waiting
+        waiting, arrived = self._waiting, self.arrived
         for id, sample, token_id in tokens.rows():
             entry = waiting.get(id)
             try:
-                if entry is not None and entry[0].receive_token(sample, token_id):
+                if entry is None or (entry[3] and entry[3][sample].take(token_id, arrived)):
+                    continue
+                if entry[0].receive_token(sample, token_id):
                     self._forget(id)
             except Exception:
                 self._give_up(id)
@@ -213,5 +225,5 @@ class Channel(Link[wire.ToFrontEnd]):
     def _forget(self, id: int) -> bool:
         entry = self._waiting.pop(id, None)
         if entry is not None:
-            self.pending.remove(*entry[1:])
+            self.pending.remove(*entry[1:3])
         return entry is not None

@@ -11,6 +11,7 @@ words of fixed lists.
 from __future__ import annotations
 
 import os
+import time
 from bisect import bisect_left
 from collections import defaultdict
 from typing import TYPE_CHECKING
@@ -44,43 +45,30 @@ class Histogram(PrometheusHistogram):
             self._buckets[bucket].inc(count)
 
 
-class TokenGaps:
-    """Times between the tokens of one model: those of a step's rows are mostly the same. They are observed together,
-    some times a second and whenever an output ends.
+class TokenGaps(dict[float, int]):
+    """Times between the tokens of one model, and how many were so long: those of a step's rows are mostly the same.
+    They are observed together, some times a second and whenever an output ends.
     """
 
-    __slots__ = ("_arrived", "_counts", "_gaps", "_histogram", "_observed")
+    __slots__ = ("_histogram", "_observed")
 
     def __init__(self, histogram: Histogram) -> None:
+        super().__init__()
         self._histogram = histogram
-        self._arrived = 0.0
-        self._counts: defaultdict[float, int] = defaultdict(int)  # of the newest step: since -> tokens
-        self._gaps: defaultdict[float, int] = defaultdict(int)  # of those before it: seconds -> tokens
         self._observed = 0.0  # when
 
-    def add(self, arrived: float, since: float, tokens: int) -> None:
-        """Tokens that arrived together, where the one before them had arrived at `since`; in order of arrival."""
-        if arrived != self._arrived:
-            self._gather()
-            self._arrived = arrived
-            if arrived - self._observed >= _GAP_SECONDS:
-                self.flush()
-        if tokens > 1:  # as if each had come alone
-            since = arrived - (arrived - since) / tokens
-        self._counts[since] += tokens
+    def __missing__(self, gap: float) -> int:
+        """Of a time that is new, none; now and then those before it are observed first."""
+        if time.monotonic() - self._observed >= _GAP_SECONDS:
+            self.flush()
+        return 0
 
     def flush(self) -> None:
-        """Observes what was added."""
-        self._gather()
-        if self._gaps:
-            self._histogram.observe_all(self._gaps)
-            self._gaps.clear()
-        self._observed = self._arrived
-
-    def _gather(self) -> None:
-        for since, tokens in self._counts.items():
-            self._gaps[self._arrived - since] += tokens
-        self._counts.clear()
+        """Observes what was counted."""
+        if self:
+            self._histogram.observe_all(self)
+            self.clear()
+        self._observed = time.monotonic()
 
 
 class Registered:

@@ -63,7 +63,6 @@ class _Generation:
             self._many.news.set()
         columns.keys.append(self.key)
         columns.indexes.append(index)
-        columns.token_counts.append(1)
         columns.token_ids.append(token_id)
         columns.texts.append(text)
         return True
@@ -107,15 +106,14 @@ class _Columns:
 
     def message(self) -> GenerateManyResponse:
         """The message: columns that say what is understood are left out."""
-        return GenerateManyResponse(
-            keys=self.keys,
-            indexes=self.indexes if any(self.indexes) else (),
-            token_counts=() if self.token_counts.count(1) == len(self.token_counts) else self.token_counts,
-            token_ids=self.token_ids,
-            texts=self.texts if any(self.texts) else (),
-            details=self.details,
-            ends=self.ends,
-        )
+        message = GenerateManyResponse(keys=self.keys, token_ids=self.token_ids, details=self.details, ends=self.ends)
+        if any(self.indexes):
+            message.indexes.extend(self.indexes)
+        if self.token_counts.count(1) < len(self.token_counts):
+            message.token_counts.extend(self.token_counts)
+        if any(self.texts):
+            message.texts.extend(self.texts)
+        return message
 
 
 class Many:
@@ -220,6 +218,7 @@ class Many:
     def _columns(self) -> _Columns | None:
         """What has changed, as much of it as goes into one message; None where there is nothing to say of it."""
         columns, self.next = self.next, _Columns()
+        columns.token_counts = [1] * len(columns.keys)
         while self._changed and len(columns.token_ids) < _MOST_TOKENS:
             generation = self._changed.popleft()
             if generation.key not in self._running:  # it was queued twice, and has ended

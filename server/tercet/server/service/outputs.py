@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tercet.server.channel import Channel
-    from tercet.server.metrics import Metrics
+    from tercet.server.metrics import Metrics, TokenGaps
     from tercet.server.service.rpc import Exchange
     from tercet.server.text import Tokenizer
 
@@ -45,11 +45,9 @@ class _Sample:
 
     __slots__ = ("_decoder", "_matcher", "finished", "first_at", "last_at", "piece", "tokens")
 
-    def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str], echo: Sequence[int], *, skip_special_tokens: bool
-    ) -> None:
+    def __init__(self, decoder: IncrementalDecoder, stop: Sequence[str], echo: Sequence[int]) -> None:
         """`echo`: tokens whose text comes first, in which no stop string is looked for."""
-        self._decoder = IncrementalDecoder(tokenizer, skip_special_tokens)
+        self._decoder = decoder
         self._matcher = StopMatcher(stop) if stop else None
         self.piece = Piece()
         if text := self._decoder.push(echo):
@@ -115,6 +113,35 @@ class Reader(Protocol):
         ...
 
 
+class _Lane(_Sample):
+    """An output without stop strings, for a reader that does not wait: of a busy server's tokens most come this way,
+    which is therefore short.
+    """
+
+    __slots__ = ("_gaps", "_index", "_reader")
+
+    def __init__(
+        self, decoder: IncrementalDecoder, echo: Sequence[int], index: int, reader: Reader, gaps: TokenGaps
+    ) -> None:
+        super().__init__(decoder, (), echo)
+        self._index = index
+        self._reader = reader
+        self._gaps = gaps
+
+    def take(self, token_id: int, arrived: float) -> bool:
+        """Takes the next token, unless it is the first or comes too late."""
+        if not self.tokens or self.finished:
+            return False
+        self.tokens += 1
+        self._gaps[arrived - self.last_at] += 1
+        self.last_at = arrived
+        text = self._decoder.add(token_id)
+        if not self._reader.give(self._index, token_id, text):
+            self.add(token_id, text)
+            self._reader.notice()
+        return True
+
+
 class Outputs:
     """The n outputs of one generation. What its reader does not take yet is kept together, so that tokens behind a slow
     reader arrive in one piece.
@@ -122,7 +149,7 @@ class Outputs:
 
     __slots__ = (
         "_channel", "_error", "_exchange", "_field", "_gaps", "_left", "_metrics", "_news", "_reader", "_samples",
-        "_whole", "cached_tokens", "id",
+        "_whole", "cached_tokens", "id", "lanes",
     )  # fmt: skip
 
     def __init__(
@@ -150,9 +177,15 @@ class Outputs:
         self._metrics = metrics
         self._gaps = metrics.token_gaps(exchange.model)
         self._field = field
-        self._samples = [
-            _Sample(tokenizer, stop, echo, skip_special_tokens=skip_special_tokens) for _ in range(message.n)
-        ]
+        decoders = [IncrementalDecoder(tokenizer, skip_special_tokens) for _ in range(message.n)]
+        self._samples: Sequence[_Sample]
+        self.lanes: Sequence[_Lane] = ()
+        """Its outputs where their tokens are mostly to be handed on."""
+        if reader is None or stop:
+            self._samples = [_Sample(decoder, stop, echo) for decoder in decoders]
+        else:
+            self.lanes = tuple(_Lane(decoder, echo, i, reader, self._gaps) for i, decoder in enumerate(decoders))
+            self._samples = self.lanes
         self._left = message.n
         self._news = asyncio.Event()
         self._whole = False
@@ -174,7 +207,8 @@ class Outputs:
         if isinstance(output, wire.Tokens):
             sample = self._samples[output.sample]
             if not sample.finished:  # a stop string may have ended it while these were on their way
-                self._time(sample, len(output.token_ids))
+                if output.token_ids:
+                    self._time(sample, len(output.token_ids))
                 self._note(output.sample, sample, cut_short=sample.push(output))
         elif isinstance(output, wire.Cached):
             self.cached_tokens = output.tokens
@@ -260,11 +294,11 @@ class Outputs:
             self._left -= 1
 
     def _time(self, sample: _Sample, tokens: int) -> None:
+        """Tokens came: each counts as if it had come alone."""
         now = self._channel.arrived
         if sample.tokens:
-            if tokens:
-                self._gaps.add(now, sample.last_at, tokens)
-        elif tokens:
+            self._gaps[(now - sample.last_at) / tokens] += tokens
+        else:
             self._exchange.stage = "decode"
             self._metrics.first_token.labels(self._exchange.model).observe(now - self._exchange.started)
             sample.first_at = now

@@ -118,7 +118,7 @@ class Starter:
             skip_special_tokens=sampling.skip_special_tokens if sampling.HasField("skip_special_tokens") else True,
             reader=reader,
         )
-        channel.submit([message], outputs)
+        channel.submit([message], outputs, outputs.lanes)
         return Started(target, prompt, message, outputs, sampling.echo)
 
     async def echoed(self, started: Started) -> dict[str, Any]:
