@@ -1,5 +1,6 @@
 """The search for the highest rate, its probes, and how much is asked of slow machines and fast ones."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +107,7 @@ def test_a_row_where_no_rate_holds_reports_no_latency(machine: Machine) -> None:
 
 
 def test_a_search_that_runs_out_of_time_says_so(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(0, 10_000, 60))
+    clock = itertools.count(step=0.4 * arrivals.PROBING_SECONDS)  # so two probes begin in time
     monkeypatch.setattr(arrivals, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     result = arrivals.highest_rate(lambda: WORKLOAD, Settings(rounds=1, threads=1))
     assert result.rates == {"open loop": 25.0}
