@@ -105,15 +105,27 @@ class Metrics(Registered):
             "time_per_output_token_seconds", "Mean time of each token after an output's first.", _TOKEN, "model"
         )
         self.inter_token = self._histogram("inter_token_latency_seconds", "Between tokens.", _TOKEN, "model")
-        self._token_gaps: dict[str, TokenGaps] = {}
         self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Of one sequence.", POWERS, "model")
         self.request_generated_tokens = self._histogram("request_generated_tokens", "Of one output.", POWERS, "model")
 
-    def token_gaps(self, model: str) -> TokenGaps:
-        """What gathers the inter-token latencies of a model."""
-        if model not in self._token_gaps:
-            self._token_gaps[model] = TokenGaps(self.inter_token.labels(model))
-        return self._token_gaps[model]
+        self._generations: dict[str, GenerationMetrics] = {}
+
+    def generations(self, model: str) -> GenerationMetrics:
+        """What is counted of a model's generations."""
+        if model not in self._generations:
+            self._generations[model] = GenerationMetrics(self, model)
+        return self._generations[model]
+
+
+class GenerationMetrics:
+    """What is counted of one model's generations; resolved once, since looking labels up costs more than counting."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self.prompt_tokens = metrics.request_prompt_tokens.labels(model)
+        self.generated_tokens = metrics.request_generated_tokens.labels(model)
+        self.first_token = metrics.first_token.labels(model)
+        self.output_token = metrics.output_token.labels(model)
+        self.gaps = TokenGaps(metrics.inter_token.labels(model))
 
 
 def share(folder: Path, number: int) -> None:

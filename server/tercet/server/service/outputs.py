@@ -148,7 +148,7 @@ class Outputs:
     """
 
     __slots__ = (
-        "_channel", "_error", "_exchange", "_field", "_gaps", "_left", "_metrics", "_news", "_reader", "_samples",
+        "_channel", "_error", "_exchange", "_field", "_left", "_metrics", "_news", "_reader", "_samples",
         "_whole", "cached_tokens", "id", "lanes",
     )  # fmt: skip
 
@@ -174,8 +174,7 @@ class Outputs:
         """Of the prompt or source, those that the engine did not read."""
         self._channel = channel
         self._exchange = exchange
-        self._metrics = metrics
-        self._gaps = metrics.token_gaps(exchange.model)
+        self._metrics = metrics.generations(exchange.model)
         self._field = field
         decoders = [IncrementalDecoder(tokenizer, skip_special_tokens) for _ in range(message.n)]
         self._samples: Sequence[_Sample]
@@ -184,7 +183,8 @@ class Outputs:
         if reader is None or stop:
             self._samples = [_Sample(decoder, stop, echo) for decoder in decoders]
         else:
-            self.lanes = tuple(_Lane(decoder, echo, i, reader, self._gaps) for i, decoder in enumerate(decoders))
+            gaps = self._metrics.gaps
+            self.lanes = tuple(_Lane(decoder, echo, i, reader, gaps) for i, decoder in enumerate(decoders))
             self._samples = self.lanes
         self._left = message.n
         self._news = asyncio.Event()
@@ -271,14 +271,13 @@ class Outputs:
     def close(self) -> None:
         """Stops what still runs, and counts the outputs that have ended."""
         self._channel.cancel([self.id])
-        self._gaps.flush()
-        model = self._exchange.model
+        self._metrics.gaps.flush()
         for sample in self._samples:
             if sample.finished:
-                self._metrics.request_generated_tokens.labels(model).observe(sample.tokens)
+                self._metrics.generated_tokens.observe(sample.tokens)
             if sample.finished and sample.tokens > 1:
                 mean = (sample.last_at - sample.first_at) / (sample.tokens - 1)
-                self._metrics.output_token.labels(model).observe(mean)
+                self._metrics.output_token.observe(mean)
 
     def _tell(self) -> None:
         if self._reader is not None:
@@ -297,9 +296,9 @@ class Outputs:
         """Tokens came: each counts as if it had come alone."""
         now = self._channel.arrived
         if sample.tokens:
-            self._gaps[(now - sample.last_at) / tokens] += tokens
+            self._metrics.gaps[(now - sample.last_at) / tokens] += tokens
         else:
             self._exchange.stage = "decode"
-            self._metrics.first_token.labels(self._exchange.model).observe(now - self._exchange.started)
+            self._metrics.first_token.observe(now - self._exchange.started)
             sample.first_at = now
         sample.last_at = now

@@ -10,7 +10,7 @@ from tercet.server.service.errors import InvalidArgumentError, unless_error
 from tercet.server.service.fields import unknown
 from tercet.server.service.languages import translation
 from tercet.server.service.sampling import wanted_tokens
-from tercet.server.service.sequences import Limit, fit
+from tercet.server.service.sequences import Limit, fit, fit_ids
 from tercet.server.text import ChatTemplateError
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Prompter:
             rendered = await self._render(request, text)
             [encoded] = await self._sequencer.encode(target.model, text.tokenizer, [rendered], special=False)
             tokens = fit(field, encoded, limit)
+        elif field == "input.token_ids":
+            tokens = fit_ids(field, request.input.token_ids, limit, target.info.vocab_size)
         elif which == "input":
             [sequence] = await self._sequencer.sequences(
                 target, [request.input], ["input"], limit, respell=lambda own: prefix + own, around=around

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tercet.server import wire
 from tercet.server.service.errors import InvalidArgumentError
 from tercet.server.service.fields import choice
-from tercet.server.service.ranges import check_ranges
+from tercet.server.service.ranges import RANGES, check_ranges
 from tercet.server.service.sequences import check_ids, id_count, take_ids
 from tercet.v1.generation_pb2 import EarlyStopping
 
@@ -39,6 +39,8 @@ _OWN = (
     "num_beams",
     "length_penalty",
 )
+# Most requests set nothing else.
+_WITHOUT_OTHER_LIMITS = (RANGES.keys() - {"top_logprobs"}) | {"seed", "ignore_eos", "skip_special_tokens", "echo"}
 _NEUTRAL: dict[str, Any] = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
@@ -50,6 +52,8 @@ _NEUTRAL: dict[str, Any] = {
 def check(sampling: SamplingParameters, settings: Settings, vocab_size: int) -> None:
     """Raises InvalidArgumentError for values out of range, lists too long, strings empty, ids unknown."""
     check_ranges(sampling)
+    if {field.name for field, _ in sampling.ListFields()} <= _WITHOUT_OTHER_LIMITS:
+        return
     if sampling.HasField("n") and not 1 <= sampling.n <= settings.max_outputs:
         raise InvalidArgumentError("sampling.n", f"{sampling.n} is not in [1, {settings.max_outputs}]")
     for name, values, most in (
@@ -99,14 +103,13 @@ def resolve(
     `tokenizer` reads what is generated, `room` is the most tokens that fit, `forced_bos_id` what the target's language
     begins with. Raises InvalidArgumentError.
     """
-    own: dict[str, Any] = {
+    values: dict[str, Any] = {
         "temperature": defaults.temperature if defaults.do_sample else 0.0,
         "seed": secrets.randbits(64),
         **{name: getattr(defaults, name) for name in _OWN},
         **_NEUTRAL,
     }
-    given = {field.name: value for field, value in sampling.ListFields()}
-    values = {name: given.get(name, value) for name, value in own.items()}
+    values.update((field.name, value) for field, value in sampling.ListFields() if field.name in values)
     max_new_tokens = min(room, wanted) if wanted is not None else room
     if values["min_new_tokens"] > (wanted if wanted is not None else room):
         if sampling.HasField("min_new_tokens"):

@@ -105,7 +105,7 @@ class Starter:
         fitting //= _pages(message.sampling.max_new_tokens, info)
         check_beams(sampling, message.sampling, message.n, rows=model.max_rows, fitting=fitting)
         model.admit(channel, max(message.n, message.sampling.num_beams), len(read))
-        self._metrics.request_prompt_tokens.labels(model.name).observe(len(read))
+        self._metrics.generations(model.name).prompt_tokens.observe(len(read))
         outputs = Outputs(
             message,
             channel,
