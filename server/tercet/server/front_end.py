@@ -62,8 +62,6 @@ class FrontEnd:
         """Serves until it is told to drain; gives the exit code."""
         await asyncio.get_running_loop().create_unix_connection(lambda: self._link, str(folder / frames.CONTROL))
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its lines are not ours, and what they say we say
-        # What arrives is read by the thread that tells the event loop of it, not passed on by three more of a pool.
-        os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
         from tercet.server.service.server import Server
         from tercet.server.text import CheckpointTextError
 
