@@ -145,14 +145,14 @@ class Channel(Link[wire.ToFrontEnd]):
         if not self.connected:
             receiver.lose()
             return
-        data = frames.encode(requests[0] if len(requests) == 1 else wire.Requests(requests=list(requests)))
+        # First of all, so that what is noted here is noted while the engine wakes up.
+        self.write(frames.encode(requests[0] if len(requests) == 1 else wire.Requests(requests=list(requests))))
         sequences = tokens = 0
         for request in requests:
             entry = self._waiting[request.id] = (receiver, rows(request), prompt_tokens(request), lanes)
             sequences += entry[1]
             tokens += entry[2]
         self.pending.add(sequences, tokens)
-        self.write(data)
 
     def cancel(self, ids: Iterable[int]) -> None:
         """Stops those of the requests that are not answered yet; their receiver hears no more of them."""
