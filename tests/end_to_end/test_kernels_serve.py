@@ -1,12 +1,11 @@
 """Requests over gRPC computed by the Triton kernels, in Triton's interpreter: same answers as the CPU's path.
 
-For every architecture that is shown of engines (`test_architectures_kernels`).
+Of every architecture and of padded batches that is shown of engines (`test_architectures_kernels`).
 """
 
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pytest
 
 from support.checkpoints import tiny_bert, tiny_llama, tiny_t5
 from support.metrics import samples
@@ -42,27 +41,15 @@ def of_every_kind(client, model):
         return [output.token_ids for call in calls for output in call.result().outputs]
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
+def test_triton_answers_as_the_cpu(tmp_path):
     makers = {"bert": tiny_bert, "llama": tiny_llama, "t5": tiny_t5}
-    return {name: make(tmp_path_factory.mktemp(name)) for name, make in makers.items()}
-
-
-@pytest.fixture(scope="module")
-def expected(checkpoints):
-    """What a CPU's kernels answer."""
-    said, ran = answers(checkpoints, "--kernels", "cpu")
+    checkpoints = {name: make(tmp_path / name) for name, make in makers.items()}
+    expected, ran = answers(checkpoints, "--kernels", "cpu")
     assert {impl for _, impl in ran} <= {"cpu", "reference"}
-    return said
-
-
-@pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_triton_answers_as_the_cpu(checkpoints, expected, layout):
-    said, ran = answers(checkpoints, "--kernels", "triton", "--layout", layout, env=INTERPRETER)
+    said, ran = answers(checkpoints, "--kernels", "triton", env=INTERPRETER)
     np.testing.assert_allclose(said["bert"], expected["bert"], atol=TOLERANCE, rtol=TOLERANCE)
     assert said["llama"] == expected["llama"]
     assert said["t5"] == expected["t5"]
     assert {impl for _, impl in ran} == {"triton"}
     ops = {op for op, _ in ran}
     assert {"attention", "layer_norm", "rms_norm", "activation", "kv_write", "pooling", "sample", "embedding"} <= ops
-    assert ("pad" in ops) == (layout == "padded")

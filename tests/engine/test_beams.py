@@ -1,10 +1,7 @@
 """Beam search against transformers, alone and among others."""
 
 import itertools
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -247,31 +244,3 @@ def test_no_step_of_a_search_waits_for_the_one_before(generative):
     assert beams_of(ahead, 1)[1] == beams_of(in_turn, 1)[1]
     assert len(ahead.stats) == len(in_turn.stats) + 1
     assert ahead.steps[-1].pages_used == 0
-
-
-INTERPRETED = """
-import sys
-from pathlib import Path
-import torch
-from support.engine import Answers, engine_of, generate, run
-from tercet.kernels import dispatch
-from tercet.server.models import load_model
-model = load_model(Path(sys.argv[1]), device=torch.device("cpu"), dtype="float32", max_length=32)
-for name in ("cpu", "triton"):
-    dispatch.select(name)
-    beams = generate(1, [5, 9, 200, 31, 8], 5, eos_ids=[7], n=3, num_beams=3)
-    answers = run(engine_of(model), beams, generate(2, list(range(9, 30)), 2))
-    print(sorted(answers.tokens.items()))
-print({key.split("/")[1] for key in dispatch.launches()} == {"cpu", "triton"})
-"""
-
-
-def test_the_kernels_read_beams_in_the_interpreter(tmp_path):
-    """A search and a prompt long enough for the prefill kernel in one batch."""
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", INTERPRETED, str(tiny_llama(tmp_path, num_hidden_layers=2))]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    cpu, triton, ran = result.stdout.splitlines()
-    assert cpu == triton
-    assert len(cpu) > 50
-    assert ran == "True"
