@@ -35,6 +35,7 @@ def one_core(monkeypatch):
 def run(monkeypatch, tmp_path, one_core):
     """Runs rows as the tier `serving`, without a GPU; gives the exit code, the Markdown and the JSON's rows."""
     monkeypatch.setattr(calibration, "chips", lambda *arguments: {"calibrated": Chip(2e12, 3e9)})
+    monkeypatch.setattr(runner, "release", lambda: True)  # would look at all that other tests left behind
 
     def run(*rows, tests=(), options=SKIP, tiers=("serving",), **changes):
         monkeypatch.setattr(environment, "describe", lambda: ENVIRONMENT | changes)
