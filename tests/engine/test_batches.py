@@ -2,6 +2,7 @@
 
 import pytest
 
+from tercet.server.engine import batches as batches_module
 from tercet.server.engine.batches import Batches
 from tercet.server.wire import Cancel, Embedding, Embeddings, Embeds, Prediction, Rejected, token_ids
 
@@ -30,8 +31,8 @@ def test_columns_are_sequences_with_ids_of_their_own():
 
 @pytest.mark.parametrize(
     "columns",
-    [{"token_ids": [1]}, {"type_ids": [0]}, {"lengths": [4, -1]}, {"lengths": [3, 0]}],
-    ids=["ids", "types", "negative", "empty"],
+    [{"token_ids": [1]}, {"type_ids": [0]}, {"lengths": [4, -1]}, {"lengths": [], "token_ids": []}],
+    ids=["ids", "types", "negative", "none"],
 )
 def test_columns_that_do_not_fit_are_refused(columns):
     with pytest.raises(ValueError, match="token ids are not of sequences"):
@@ -46,6 +47,15 @@ def test_answers_come_with_the_last_in_the_order_of_the_sequences():
     assert list(batches.answers([vector(6)])) == []
     whole = Embeddings(id=3, data=b"356", rejected={1: rejected(4)})
     assert list(batches.answers([vector(3), vector(9)])) == [whole, vector(9)]
+
+
+def test_vectors_that_no_frame_would_hold_are_given_up(monkeypatch):
+    monkeypatch.setattr(batches_module, "MOST_BYTES", 2)
+    batches = Batches()
+    batches.open(embeds(3, 1, 1, 1))
+    [whole] = batches.answers([vector(4), vector(3), vector(5)])
+    assert (whole.data, list(whole.rejected), whole.rejected[2].reason) == (b"34", [2], "invalid")
+    assert "more than 2 bytes" in whole.rejected[2].message
 
 
 def test_one_that_is_given_up_is_stopped_where_it_is_not_answered():

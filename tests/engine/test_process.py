@@ -14,6 +14,7 @@ from support.checkpoints import VOCAB_SIZE, tiny_llama
 from support.engine import generate
 from support.engine_process import engine_process, outputs_of
 from tercet.server import frames, wire
+from tercet.server.engine import connection
 from tercet.server.wire import Embeds, token_ids
 
 LONG = {"new_tokens": 200, "temperature": 1.0}
@@ -150,7 +151,7 @@ def test_a_batch_is_answered_once_it_is_whole(checkpoint):
     with engine_process(source=str(checkpoint), max_length=64, max_batch_tokens=64) as engine:
         engine.started()
         end, answers, first = engine.front_end()
-        lengths = [3, 40, 1, 65, 40, 5]
+        lengths = [3, 40, 1, 65, 40, 0, 5]
         batch = Embeds(
             id=first,
             lengths=token_ids(lengths),
@@ -161,11 +162,11 @@ def test_a_batch_is_answered_once_it_is_whole(checkpoint):
         alone = [
             structs.replace(batch, id=one.id + 10, lengths=token_ids([len(one.token_ids)]), token_ids=one.token_ids)
             for one in batch.rows()
-            if len(one.token_ids) < 64
+            if 0 < len(one.token_ids) < 64
         ]
         end.sendall(frames.encode(batch))
         [whole] = answers.next().outputs
-        assert {place: rejected.reason for place, rejected in whole.rejected.items()} == {3: "invalid"}
+        assert {place: rejected.reason for place, rejected in whole.rejected.items()} == {3: "invalid", 5: "invalid"}
         vectors = b""
         for one in alone:
             end.sendall(frames.encode(one))
@@ -176,6 +177,17 @@ def test_a_batch_is_answered_once_it_is_whole(checkpoint):
         with pytest.raises((EOFError, ConnectionResetError)):
             answers.rest()
         end.close()
+
+
+def test_answers_of_one_step_that_no_frame_holds_together_come_in_several(monkeypatch):
+    outputs = [wire.Embeddings(id=id, data=b"x" * 60, rejected={}) for id in range(5)]
+    columns = wire.NextTokens(ids=[9], samples=[], token_ids=[4])
+    monkeypatch.setattr(frames, "MAX_FRAME", 250)
+    encoded = list(connection.encoded(wire.Answers(incarnation=1, outputs=outputs, next_tokens=columns)))
+    answers = [frames.to_front_end_decoder.decode(data[4:]) for data in encoded]
+    assert [output for one in answers for output in one.outputs] == outputs
+    assert [one.next_tokens for one in answers if one.next_tokens] == [columns]
+    assert len(answers) > 1
 
 
 def test_an_engine_ends_with_its_parent(checkpoint):

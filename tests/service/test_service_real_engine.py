@@ -15,7 +15,7 @@ import pytest
 
 from support.checkpoints import tiny_bert, tiny_llama, tiny_t5
 from support.server import LAUNCHER, running_server, wait_until
-from support.status import refused
+from support.status import Refusal, refused
 from tercet.client import Client, InvalidArgument
 from tercet.v1.embedding_pb2 import EmbedRequest
 from tercet.v1.generation_pb2 import GenerateRequest, SamplingParameters
@@ -58,6 +58,13 @@ def test_a_vector_does_not_depend_on_its_neighbours(stubs: Stubs):
     assert together.shape == (9, 48)
     np.testing.assert_allclose(together, np.concatenate([vectors(stubs, [text]) for text in texts]), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_a_text_without_tokens_is_refused_alone(stubs: Stubs):
+    inputs = [TextInput(text=""), TextInput(text=TEXT)]
+    items = stubs.embedding.Embed(EmbedRequest(model="llama", inputs=inputs)).items
+    assert [item.WhichOneof("outcome") for item in items] == ["error", "row"]
+    assert Refusal(items[0].error).field == "inputs[0]"
 
 
 @pytest.mark.parametrize("model", ["llama", "t5"])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tercet.server.frames import MAX_FRAME
 from tercet.server.wire import Cancel, Embedding, Embeddings, Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from tercet.server.wire import Embed, Embeds, Output
+
+MOST_BYTES = MAX_FRAME // 2
+"""Of the vectors of one batch, which are answered in one frame; those beyond are given up."""
 
 
 class _Batch:
@@ -18,6 +22,7 @@ class _Batch:
     def __init__(self, id: int, rows: int) -> None:
         self._id = id
         self._vectors: dict[int, bytes] = {}  # by row
+        self._bytes = 0  # of vectors
         self._rejected: dict[int, Rejected] = {}
         self.ids = range(id, id + rows)
 
@@ -28,10 +33,14 @@ class _Batch:
     def take(self, output: Embedding | Rejected) -> Embeddings | None:
         """The answer to a sequence; once that was the last, the answer to the batch."""
         row = output.id - self._id
-        if isinstance(output, Embedding):
-            self._vectors[row] = output.data
-        else:
+        if isinstance(output, Rejected):
             self._rejected[row] = output
+        elif self._bytes + len(output.data) <= MOST_BYTES:
+            self._vectors[row] = output.data
+            self._bytes += len(output.data)
+        else:
+            problem = f"the vectors of the inputs take more than {MOST_BYTES} bytes together"
+            self._rejected[row] = Rejected(id=output.id, reason="invalid", message=problem)
         if len(self._vectors) + len(self._rejected) < len(self.ids):
             return None
         data = b"".join([self._vectors[row] for row in sorted(self._vectors)])

@@ -25,7 +25,7 @@ from tercet.server.logs import fields
 from tercet.server.wire import Answers, Cancel, Embeds, NextTokens, Requests, Welcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from tercet.server.engine.reading import Reading
@@ -218,7 +218,8 @@ class Connections:
     def _send(self, number: int, message: Welcome | Answers) -> None:
         if connection := self._front_ends.get(number):
             try:
-                connection.send(frames.encode(message))
+                for data in encoded(message):
+                    connection.send(data)
             except EOFError:
                 self._drop(number)
             else:
@@ -235,6 +236,18 @@ class Connections:
         self._selector.unregister(connection.socket)
         connection.socket.close()
         self._gone.append(Gone(range(number << _ID_BITS, (number + 1) << _ID_BITS)))
+
+
+def encoded(message: Welcome | Answers) -> Iterator[bytes]:
+    """The frames of a message: one, or where that is too long, those of its answers in halves."""
+    try:
+        yield frames.encode(message)
+    except ValueError:
+        if isinstance(message, Welcome) or len(message.outputs) < 2:
+            raise
+        middle = len(message.outputs) // 2
+        yield from encoded(msgspec.structs.replace(message, outputs=message.outputs[:middle]))
+        yield from encoded(msgspec.structs.replace(message, outputs=message.outputs[middle:], next_tokens=None))
 
 
 def _by_front_end(tokens: NextTokens) -> dict[int, NextTokens]:

@@ -79,9 +79,9 @@ class Embeds(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     deadline: float | None = None
 
     def rows(self) -> list[Embed]:
-        """Each sequence. Raises ValueError where the columns do not fit each other."""
+        """Each sequence. Raises ValueError where there is none, or the columns do not fit each other."""
         tokens, types = self.token_ids, self.type_ids
-        if not sum(self.lengths) == len(tokens) == len(types or tokens) or min(self.lengths, default=0) < 1:
+        if not sum(self.lengths) == len(tokens) == len(types or tokens) or min(self.lengths, default=-1) < 0:
             raise ValueError(f"{len(tokens)} token ids are not of sequences of {sum(self.lengths)} in all")
         return [
             Embed(
