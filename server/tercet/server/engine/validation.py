@@ -15,7 +15,7 @@ import numpy as np
 from tercet.server.engine.beam_tables import MAX_ENDS
 from tercet.server.engine.memory import longest_read, longest_sequence
 from tercet.server.engine.pages import pages_of
-from tercet.server.wire import Embed, FillMask, Generate, Predict, Score
+from tercet.server.wire import FEW_IDS, Embed, FillMask, Generate, Predict, Score
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,7 +38,6 @@ MAX_LENGTH_PENALTY = 5.0  # to this power lengths up to 2**19 keep scores of bea
 MAX_LIKELIEST = 1 << 10  # tokens told of one place
 MAX_CANDIDATES = 1 << 20  # tokens asked for in one request, over all its places
 SEED_LIMIT = 1 << 64
-_FEW = 64  # ids, among which Python finds the highest sooner than numpy
 FLOAT_MIN, FLOAT_MAX = 2.0**-126, 2.0**127  # what float32 holds, sums of it too
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -208,15 +207,15 @@ def tasks_of(model: Model) -> tuple[str, ...]:
 def _text_errors(name: str, ids: TokenIds, longest: int, vocab_size: int) -> Iterator[str]:
     if not 1 <= len(ids) <= longest:
         yield f"{name} has {len(ids)} tokens, the model takes 1 to {longest}"
-    elif _highest(ids) >= vocab_size:
+    elif not _all_below(vocab_size, ids):
         yield f"{name} must lie in 0..{vocab_size - 1}"
 
 
-def _highest(ids: TokenIds) -> int:
-    """The highest id, where a negative one is higher than any."""
-    if len(ids) <= _FEW:
-        return max(ids) if min(ids) >= 0 else SEED_LIMIT
-    return int(np.asarray(ids, np.int32).view(np.uint32).max())
+def _all_below(vocab_size: int, ids: TokenIds) -> bool:
+    """Whether all ids, at least one, are in the vocabulary."""
+    if len(ids) <= FEW_IDS:
+        return 0 <= min(ids) <= max(ids) < vocab_size
+    return bool(np.asarray(ids, np.int32).view(np.uint32).max() < vocab_size)  # where a negative id is a large one
 
 
 def _ids_errors(name: str, ids: Iterable[int], limit: int) -> Iterator[str]:

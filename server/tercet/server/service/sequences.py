@@ -29,7 +29,6 @@ T = TypeVar("T")
 ID_BYTES = 4  # bytes of a packed token id
 _HIGHEST = 0xFFFFFFFF  # id in uint32
 _ALL = slice(None)
-_FEW = 64  # ids, among which Python finds the highest sooner than numpy
 _DIRECT_CHARS = 2000  # texts up to this in all are tokenized where they are: a thread would cost more than it frees
 
 
@@ -237,7 +236,7 @@ def check_ids(field: str, given: TokenIds, vocab_size: int, kept: slice = _ALL) 
 def all_below(vocab_size: int, texts: Iterable[wire.TokenIds]) -> bool:
     """Whether all ids are in the vocabulary: of many texts at once, since of each it would cost as much."""
     ids = b"".join(texts)
-    if len(ids) <= ID_BYTES * _FEW:
+    if len(ids) <= ID_BYTES * wire.FEW_IDS:
         return max(array("I", ids), default=0) < vocab_size
     return bool(np.frombuffer(ids, np.uint32).max() < vocab_size)
 

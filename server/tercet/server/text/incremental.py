@@ -38,9 +38,8 @@ class IncrementalDecoder:
     def add(self, token_id: int) -> str:
         """Takes the next id; returns the text that it makes certain, which may be empty."""
         text, self._steps = self._steps[token_id]
-        if self._stages:
-            for stage in self._stages:
-                text = stage.push(text)
+        for stage in self._stages:
+            text = stage.push(text)
         return text
 
     def push(self, ids: Sequence[int]) -> str:

@@ -34,7 +34,7 @@ from tercet.server.wire.answers import (
     Tokens,
     Welcome,
 )
-from tercet.server.wire.ids import TokenIds, decode_ids, encode_ids, token_ids
+from tercet.server.wire.ids import FEW_IDS, TokenIds, decode_ids, encode_ids, token_ids
 from tercet.server.wire.requests import (
     Cancel,
     Embed,
@@ -53,6 +53,7 @@ from tercet.server.wire.requests import (
 )
 
 __all__ = [
+    "FEW_IDS",
     "Answers",
     "CacheCounts",
     "Cached",

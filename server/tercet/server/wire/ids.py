@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 else:
     TokenIds = array  # which takes no parameters before Python 3.12
 
+FEW_IDS = 64
+"""Among so many Python finds the highest sooner than numpy."""
+
 
 def token_ids(values: Iterable[int] | bytes = ()) -> TokenIds:
     """Token ids of integers, or of their bytes. Raises OverflowError past int32, ValueError for a part of an id."""
@@ -28,5 +31,5 @@ def encode_ids(value: object) -> bytes:
 def decode_ids(kind: type, value: Any) -> TokenIds:
     """The hook of msgspec for what it can't decode itself."""
     if kind is array and isinstance(value, bytes):
-        return array("i", value)
+        return token_ids(value)
     raise TypeError("token ids come as bytes")
