@@ -129,9 +129,11 @@ def test_what_is_given_up_ends_and_frees_its_pages(slow: RunningServer, connect)
     def used() -> float:
         return slow.metrics()['tercet_kv_cache_blocks{model="decoder",state="used"}']
 
+    ended = 'tercet_request_generated_tokens_count{model="decoder"}'
+    before = slow.metrics().get(ended, 0)
     with connect(slow) as stubs:
         stream = ManyStream(stubs.generation)
-        stream.start(1, generate(5, ignore_eos=True, n=2))
+        stream.start(1, generate(5, ignore_eos=True, n=2, stop_token_ids=TokenIds(values=[6])))  # ends the first alone
         stream.start(2, generate(HELD_ID))
         stream.start(3, generate(9, ignore_eos=True))
         while (3, 0) not in stream.outputs:
@@ -152,6 +154,7 @@ def test_what_is_given_up_ends_and_frees_its_pages(slow: RunningServer, connect)
         stage: f'tercet_requests_cancelled_total{{model="decoder",stage="{stage}"}}' for stage in ("decode", "queued")
     }
     assert (slow.metrics()[stages["decode"]], slow.metrics()[stages["queued"]]) == (2, 1)
+    assert slow.metrics()[ended] - before == 2
 
 
 def test_cancelling_what_has_ended_does_nothing(stubs: Stubs):

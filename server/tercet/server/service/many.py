@@ -73,6 +73,7 @@ class _Generation:
             self.work.cancel()
         if self.started is not None:
             self.started.outputs.close()
+            self.started = None  # its outputs are counted once
 
 
 @dataclass(slots=True)
