@@ -207,6 +207,8 @@ class TestQueue:
             assert server.metrics()['tercet_requests_rejected_total{model="encoder",reason="queue_full"}'] == 2
             response = stubs.embedding.Embed(EmbedRequest(inputs=[ids(5)] * 10))
             assert len(response.items) == 10  # an empty queue takes what a call may hold
+            running = 'tercet_requests_running{model="encoder"}'
+            wait_until(lambda: server.metrics()[running] == 0)  # of what was given up nothing is left in the engine
 
 
 def test_a_vector_for_every_token(stubs: Stubs):
