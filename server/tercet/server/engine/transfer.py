@@ -36,7 +36,7 @@ class PackedBuffer:
         data = values if isinstance(values, array) and values.typecode == code else array(code, values)
         self._bytes += bytes(-len(self._bytes) % _ALIGNMENT)
         first = len(self._bytes) // _WORD
-        self._bytes += memoryview(data)
+        self._bytes += data
         self.fields[name] = first, len(self._bytes) // _WORD, _DTYPES[code]
 
     def put_table(self, name: str, rows: Sequence[Sequence[int]]) -> None:
