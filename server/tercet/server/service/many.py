@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tercet.server.metrics import Metrics
-    from tercet.server.service.outputs import Piece
+    from tercet.server.service.pieces import Piece
     from tercet.server.service.rpc import Call
     from tercet.server.service.starting import Started, Starter
     from tercet.v1.generation_pb2 import GenerateManyRequest, GenerateRequest

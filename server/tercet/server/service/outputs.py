@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from tercet.server import wire
 from tercet.server.service.answers import engine_lost, refusal
 from tercet.server.service.errors import InternalError, ServiceError
+from tercet.server.service.pieces import Piece
 from tercet.server.text import IncrementalDecoder, StopMatcher
 
 if TYPE_CHECKING:
@@ -17,27 +18,6 @@ if TYPE_CHECKING:
     from tercet.server.metrics import Metrics, TokenGaps
     from tercet.server.service.rpc import Exchange
     from tercet.server.text import Tokenizer
-
-
-class Piece:
-    """What is new of one output since it was last taken."""
-
-    # of most pieces; those that have them hide these
-    logprobs: Sequence[wire.TokenLogprob] = ()
-    """One a token, where asked for."""
-    finish_reason: wire.FinishReason | None = None
-    score: float | None = None
-    """Of a beam."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        """None is empty."""
-        self.token_ids: list[int] = []
-
-    @property
-    def text(self) -> str:
-        """All of it."""
-        return "".join(self.texts)
 
 
 class _Sample:

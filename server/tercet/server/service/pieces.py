@@ -1,4 +1,4 @@
-"""What is generated, as messages have it."""
+"""What is generated, piece by piece, and as messages have it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tercet.server import wire
-    from tercet.server.service.outputs import Piece
 
 FINISH_REASONS: dict[wire.FinishReason | None, FinishReason] = {
     None: FinishReason.FINISH_REASON_UNSPECIFIED,
@@ -18,6 +17,27 @@ FINISH_REASONS: dict[wire.FinishReason | None, FinishReason] = {
     "stop": FinishReason.FINISH_REASON_STOP,
     "length": FinishReason.FINISH_REASON_LENGTH,
 }
+
+
+class Piece:
+    """What is new of one output since it was last taken."""
+
+    # of most pieces; those that have them hide these
+    logprobs: Sequence[wire.TokenLogprob] = ()
+    """One a token, where asked for."""
+    finish_reason: wire.FinishReason | None = None
+    score: float | None = None
+    """Of a beam."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        """None is empty."""
+        self.token_ids: list[int] = []
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.texts)
 
 
 def fields(piece: Piece) -> dict[str, Any]:
