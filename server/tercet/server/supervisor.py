@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ENGINE_COMMAND: Sequence[str] = (sys.executable, "-m", "tercet.server.engine")
 FRONT_END_COMMAND: Sequence[str] = (sys.executable, "-m", "tercet.server.front_end")
 # Seconds for which an engine's reports are left unread after one: each would else take time of the call it tells of.
-_REST = 0.05
+_REST = 0.2
 _LAST_ANSWERS = 5.0  # seconds that a front end gets which is hurried
 
 log = logging.getLogger(__name__)
