@@ -54,7 +54,8 @@ def test_embed_one_text(ask):
 def test_embed_token_ids_of_one_sequence(ask, fake, ids):
     np.testing.assert_array_equal(ask("embed", ids), [2, 7, 3])
     (_, request, *_), *_ = fake.attempts("Embed")
-    assert ids_of(request.inputs[0].token_ids) == [3, 4]
+    assert (ids_of(request.token_batch), list(request.token_batch.lengths)) == ([3, 4], [2])
+    assert not request.inputs
 
 
 @pytest.mark.parametrize("many", [[[3, 4], [5, 6]], np.array([[3, 4], [5, 6]]), ([3, 4], [5, 6])])
@@ -105,6 +106,14 @@ def test_long_lists_are_split_and_keep_their_order(ask, fake, count):
     assert sum(sizes) == count
     assert max(sizes) <= requests.BATCH_ITEMS
     assert len(fake.attempts("EmbedStream")) == (count > requests.BATCH_ITEMS)
+
+
+def test_lists_of_ids_are_split_too(ask, fake):
+    many = [[i, 1] for i in range(300)] + [[7] * 200_000, [8] * 200_000, []]
+    result = ask("embed", many)
+    np.testing.assert_array_equal(result[:, :2], [[len(ids), np.float32(sum(ids))] for ids in many])
+    sizes = [len(request.token_batch.lengths) for _, request, *_ in fake.attempts("Embed")]
+    assert sizes == [256, 45, 2]
 
 
 def test_large_texts_are_split_by_bytes(ask, fake):

@@ -14,7 +14,7 @@ from support.server import wait_until
 from support.status import Refusal, refused
 from tercet.v1.embedding_pb2 import EmbedRequest, EmbedResponse, Pooling
 from tercet.v1.models_pb2 import GetModelRequest
-from tercet.v1.types_pb2 import DTYPE_FLOAT32, TextInput, TokenIds
+from tercet.v1.types_pb2 import DTYPE_FLOAT32, TextInput, TokenBatch, TokenIds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,6 +85,50 @@ def test_packed_ids_are_ids(stubs: Stubs):
     response = stubs.embedding.Embed(EmbedRequest(inputs=[packed(b"\5\0\0\0\6\0\0\0"), ids(5, 6)]))
     assert [item.prompt_tokens for item in response.items] == [2, 2]
     np.testing.assert_array_equal(*vectors(response))
+
+
+def batch(*sequences: Sequence[int]) -> TokenBatch:
+    every = np.concatenate([np.array(sequence, "<u4") for sequence in sequences])
+    return TokenBatch(packed=every.tobytes(), lengths=map(len, sequences))
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+@pytest.mark.parametrize("pooling", [Pooling.POOLING_MEAN, Pooling.POOLING_NONE])
+@pytest.mark.parametrize(
+    "sequences",
+    [
+        [[5, 6], [7], [8] * 32],
+        [[5, 6], [POISON_ID, 1], [7], [INVALID_ID]],
+        [[5], [], [6] * 33, [7, 60], [2**32 - 1], [8, 9]],
+        [[]],
+    ],
+    ids=["right", "given up", "wrong", "empty"],
+)
+def test_a_batch_of_ids_is_what_its_inputs_are(
+    stubs: Stubs, sequences: list[list[int]], pooling: Pooling, truncate: bool
+):
+    inputs = [packed(np.array(sequence, "<u4").tobytes()) for sequence in sequences]
+    expected = stubs.embedding.Embed(EmbedRequest(inputs=inputs, pooling=pooling, truncate=truncate))
+    request = EmbedRequest(token_batch=batch(*sequences), pooling=pooling, truncate=truncate)
+    assert stubs.embedding.Embed(request) == expected
+    assert len(expected.items) == len(sequences)
+
+
+@pytest.mark.parametrize(
+    ("request_", "field", "problem"),
+    [
+        (EmbedRequest(token_batch=TokenBatch()), "token_batch.lengths", "has 0 elements"),
+        (EmbedRequest(token_batch=TokenBatch(packed=bytes(8196), lengths=[1] * 2049)), "token_batch.lengths", "2049"),
+        (EmbedRequest(token_batch=TokenBatch(packed=bytes(7), lengths=[2])), "token_batch.packed", "has 7 bytes"),
+        (EmbedRequest(token_batch=TokenBatch(packed=bytes(8), lengths=[1])), "token_batch.packed", "1 ids of 4"),
+        (EmbedRequest(token_batch=TokenBatch(lengths=[2**32 - 1] * 9)), "token_batch.packed", "has 0 bytes"),
+        (EmbedRequest(token_batch=batch([5]), inputs=[text("w5")]), "token_batch", "beside inputs"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused(stubs: Stubs, request_: EmbedRequest, field: str, problem: str):
+    error = refused(lambda: stubs.embedding.Embed(request_))
+    assert (error.code, error.field) == (grpc.StatusCode.INVALID_ARGUMENT, field)
+    assert problem in error.message
 
 
 @pytest.mark.parametrize(

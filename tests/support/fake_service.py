@@ -9,6 +9,7 @@ from array import array
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import grpc
 import numpy as np
@@ -32,7 +33,7 @@ from tercet.v1 import (
     understanding_pb2,
     understanding_pb2_grpc,
 )
-from tercet.v1.types_pb2 import DTYPE_FLOAT32, Tensor, TextInput, Usage
+from tercet.v1.types_pb2 import DTYPE_FLOAT32, Tensor, TextInput, TokenIds, Usage
 
 REQUEST_ID = "5f1d0000deadbeef"
 REFUSED = "refuse this"  # an input that is refused, its neighbours not
@@ -74,6 +75,13 @@ def error_info(reason, **metadata):
 def ids_of(token_ids):
     """What the client sent, packed."""
     return list(array("I", token_ids.packed))
+
+
+def inputs_of(request):
+    """What is to be embedded, whichever way it came."""
+    ends = list(accumulate((4 * length for length in request.token_batch.lengths), initial=0))
+    packed = [request.token_batch.packed[first:last] for first, last in pairwise(ends)]
+    return [*request.inputs, *(TextInput(token_ids=TokenIds(packed=ids)) for ids in packed)]
 
 
 def vector(text_input):
@@ -181,7 +189,7 @@ class Fake(
         if request.model == "gone":
             context.abort(grpc.StatusCode.NOT_FOUND, "no model 'gone'; there are: count, echo")
         items, rows = [], []
-        for index, text_input in enumerate(request.inputs):
+        for index, text_input in enumerate(inputs_of(request)):
             if text_input.text == REFUSED:
                 items.append(embedding_pb2.EmbedItem(error=_refusal(f"inputs[{index}].text")))
                 continue

@@ -26,23 +26,23 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from tercet.v1 import types_pb2 as tercet_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tercet/v1/embedding.proto\x12\ttercet.v1\x1a\x17google/rpc/status.proto\x1a\x15tercet/v1/types.proto\"\x95\x02\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06inputs\x18\x02 \x03(\x0b\x32\x14.tercet.v1.TextInput\x12(\n\x07pooling\x18\x03 \x01(\x0e\x32\x12.tercet.v1.PoolingH\x00\x88\x01\x01\x12\x16\n\tnormalize\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x15\n\x08truncate\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\x17\n\ndimensions\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x18\n\x0bprompt_name\x18\x07 \x01(\tH\x04\x88\x01\x01\x42\n\n\x08_poolingB\x0c\n\n_normalizeB\x0b\n\t_truncateB\r\n\x0b_dimensionsB\x0e\n\x0c_prompt_name\"\x82\x01\n\tEmbedItem\x12\r\n\x03row\x18\x01 \x01(\rH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x0c\n\x04rows\x18\x05 \x01(\rB\t\n\x07outcome\"\x8b\x01\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\nembeddings\x18\x02 \x01(\x0b\x32\x11.tercet.v1.Tensor\x12#\n\x05items\x18\x03 \x03(\x0b\x32\x14.tercet.v1.EmbedItem\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.tercet.v1.Usage\"s\n\x13\x45mbedStreamResponse\x12,\n\x08response\x18\x01 \x01(\x0b\x32\x18.tercet.v1.EmbedResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome*z\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_CLS\x10\x02\x12\x10\n\x0cPOOLING_LAST\x10\x03\x12\x0f\n\x0bPOOLING_MAX\x10\x04\x12\x10\n\x0cPOOLING_NONE\x10\x05\x32\x9a\x01\n\x10\x45mbeddingService\x12:\n\x05\x45mbed\x12\x17.tercet.v1.EmbedRequest\x1a\x18.tercet.v1.EmbedResponse\x12J\n\x0b\x45mbedStream\x12\x17.tercet.v1.EmbedRequest\x1a\x1e.tercet.v1.EmbedStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tercet/v1/embedding.proto\x12\ttercet.v1\x1a\x17google/rpc/status.proto\x1a\x15tercet/v1/types.proto\"\xc1\x02\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06inputs\x18\x02 \x03(\x0b\x32\x14.tercet.v1.TextInput\x12(\n\x07pooling\x18\x03 \x01(\x0e\x32\x12.tercet.v1.PoolingH\x00\x88\x01\x01\x12\x16\n\tnormalize\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x15\n\x08truncate\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\x17\n\ndimensions\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x18\n\x0bprompt_name\x18\x07 \x01(\tH\x04\x88\x01\x01\x12*\n\x0btoken_batch\x18\x08 \x01(\x0b\x32\x15.tercet.v1.TokenBatchB\n\n\x08_poolingB\x0c\n\n_normalizeB\x0b\n\t_truncateB\r\n\x0b_dimensionsB\x0e\n\x0c_prompt_name\"\x82\x01\n\tEmbedItem\x12\r\n\x03row\x18\x01 \x01(\rH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x0c\n\x04rows\x18\x05 \x01(\rB\t\n\x07outcome\"\x8b\x01\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\nembeddings\x18\x02 \x01(\x0b\x32\x11.tercet.v1.Tensor\x12#\n\x05items\x18\x03 \x03(\x0b\x32\x14.tercet.v1.EmbedItem\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.tercet.v1.Usage\"s\n\x13\x45mbedStreamResponse\x12,\n\x08response\x18\x01 \x01(\x0b\x32\x18.tercet.v1.EmbedResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome*z\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_CLS\x10\x02\x12\x10\n\x0cPOOLING_LAST\x10\x03\x12\x0f\n\x0bPOOLING_MAX\x10\x04\x12\x10\n\x0cPOOLING_NONE\x10\x05\x32\x9a\x01\n\x10\x45mbeddingService\x12:\n\x05\x45mbed\x12\x17.tercet.v1.EmbedRequest\x1a\x18.tercet.v1.EmbedResponse\x12J\n\x0b\x45mbedStream\x12\x17.tercet.v1.EmbedRequest\x1a\x1e.tercet.v1.EmbedStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tercet.v1.embedding_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POOLING']._serialized_start=760
-  _globals['_POOLING']._serialized_end=882
+  _globals['_POOLING']._serialized_start=804
+  _globals['_POOLING']._serialized_end=926
   _globals['_EMBEDREQUEST']._serialized_start=89
-  _globals['_EMBEDREQUEST']._serialized_end=366
-  _globals['_EMBEDITEM']._serialized_start=369
-  _globals['_EMBEDITEM']._serialized_end=499
-  _globals['_EMBEDRESPONSE']._serialized_start=502
-  _globals['_EMBEDRESPONSE']._serialized_end=641
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=643
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=758
-  _globals['_EMBEDDINGSERVICE']._serialized_start=885
-  _globals['_EMBEDDINGSERVICE']._serialized_end=1039
+  _globals['_EMBEDREQUEST']._serialized_end=410
+  _globals['_EMBEDITEM']._serialized_start=413
+  _globals['_EMBEDITEM']._serialized_end=543
+  _globals['_EMBEDRESPONSE']._serialized_start=546
+  _globals['_EMBEDRESPONSE']._serialized_end=685
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=687
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=802
+  _globals['_EMBEDDINGSERVICE']._serialized_start=929
+  _globals['_EMBEDDINGSERVICE']._serialized_end=1083
 # @@protoc_insertion_point(module_scope)

@@ -25,7 +25,7 @@ POOLING_MAX: Pooling
 POOLING_NONE: Pooling
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("model", "inputs", "pooling", "normalize", "truncate", "dimensions", "prompt_name")
+    __slots__ = ("model", "inputs", "pooling", "normalize", "truncate", "dimensions", "prompt_name", "token_batch")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     POOLING_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class EmbedRequest(_message.Message):
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_NAME_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_BATCH_FIELD_NUMBER: _ClassVar[int]
     model: str
     inputs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TextInput]
     pooling: Pooling
@@ -40,7 +41,8 @@ class EmbedRequest(_message.Message):
     truncate: bool
     dimensions: int
     prompt_name: str
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_types_pb2.TextInput, _Mapping]]] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., normalize: _Optional[bool] = ..., truncate: _Optional[bool] = ..., dimensions: _Optional[int] = ..., prompt_name: _Optional[str] = ...) -> None: ...
+    token_batch: _types_pb2.TokenBatch
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_types_pb2.TextInput, _Mapping]]] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., normalize: _Optional[bool] = ..., truncate: _Optional[bool] = ..., dimensions: _Optional[int] = ..., prompt_name: _Optional[str] = ..., token_batch: _Optional[_Union[_types_pb2.TokenBatch, _Mapping]] = ...) -> None: ...
 
 class EmbedItem(_message.Message):
     __slots__ = ("row", "error", "prompt_tokens", "truncated", "rows")

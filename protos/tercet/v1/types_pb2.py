@@ -24,23 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15tercet/v1/types.proto\x12\ttercet.v1\"*\n\x08TokenIds\x12\x0e\n\x06values\x18\x01 \x03(\r\x12\x0e\n\x06packed\x18\x02 \x01(\x0c\"\x19\n\x07Strings\x12\x0e\n\x06values\x18\x01 \x03(\t\"N\n\tTextInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x13.tercet.v1.TokenIdsH\x00\x42\x07\n\x05input\"F\n\x06Tensor\x12\x1f\n\x05\x64type\x18\x01 \x01(\x0e\x32\x10.tercet.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x18\n\x10generated_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r*1\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15tercet/v1/types.proto\x12\ttercet.v1\"*\n\x08TokenIds\x12\x0e\n\x06values\x18\x01 \x03(\r\x12\x0e\n\x06packed\x18\x02 \x01(\x0c\"-\n\nTokenBatch\x12\x0e\n\x06packed\x18\x01 \x01(\x0c\x12\x0f\n\x07lengths\x18\x02 \x03(\r\"\x19\n\x07Strings\x12\x0e\n\x06values\x18\x01 \x03(\t\"N\n\tTextInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x13.tercet.v1.TokenIdsH\x00\x42\x07\n\x05input\"F\n\x06Tensor\x12\x1f\n\x05\x64type\x18\x01 \x01(\x0e\x32\x10.tercet.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x18\n\x10generated_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r*1\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tercet.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=340
-  _globals['_DTYPE']._serialized_end=389
+  _globals['_DTYPE']._serialized_start=387
+  _globals['_DTYPE']._serialized_end=436
   _globals['_TOKENIDS']._serialized_start=36
   _globals['_TOKENIDS']._serialized_end=78
-  _globals['_STRINGS']._serialized_start=80
-  _globals['_STRINGS']._serialized_end=105
-  _globals['_TEXTINPUT']._serialized_start=107
-  _globals['_TEXTINPUT']._serialized_end=185
-  _globals['_TENSOR']._serialized_start=187
-  _globals['_TENSOR']._serialized_end=257
-  _globals['_USAGE']._serialized_start=259
-  _globals['_USAGE']._serialized_end=338
+  _globals['_TOKENBATCH']._serialized_start=80
+  _globals['_TOKENBATCH']._serialized_end=125
+  _globals['_STRINGS']._serialized_start=127
+  _globals['_STRINGS']._serialized_end=152
+  _globals['_TEXTINPUT']._serialized_start=154
+  _globals['_TEXTINPUT']._serialized_end=232
+  _globals['_TENSOR']._serialized_start=234
+  _globals['_TENSOR']._serialized_end=304
+  _globals['_USAGE']._serialized_start=306
+  _globals['_USAGE']._serialized_end=385
 # @@protoc_insertion_point(module_scope)

@@ -22,6 +22,14 @@ class TokenIds(_message.Message):
     packed: bytes
     def __init__(self, values: _Optional[_Iterable[int]] = ..., packed: _Optional[bytes] = ...) -> None: ...
 
+class TokenBatch(_message.Message):
+    __slots__ = ("packed", "lengths")
+    PACKED_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    packed: bytes
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, packed: _Optional[bytes] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class Strings(_message.Message):
     __slots__ = ("values",)
     VALUES_FIELD_NUMBER: _ClassVar[int]

@@ -166,20 +166,40 @@ def embed(
 ) -> ListCall:
     """Vectors of text or token ids; `options` are other fields of the request."""
     values, single = requests.listed(inputs, "inputs")
-    items = [requests.text_input(value, f"inputs[{index}]") for index, value in enumerate(values)]
     kind = requests.enum(Pooling, "POOLING_", pooling, "pooling")
     request = requests.build(EmbedRequest, pooling=kind, **options)
     rows = pooling != "none"
+    batches, fill = (
+        _texts(request, values) if any(isinstance(value, str) for value in values) else _ids(request, values)
+    )
     return ListCall(
         "embedding.Embed",
-        [*requests.batches(items)],
-        lambda batch: requests.filled(request, inputs=batch),
+        batches,
+        fill,
         responses.embeddings if rows else responses.features,
         single=single,
         errors=errors,
         stream="embedding.EmbedStream",
         join=np.stack if rows and errors == "raise" else list,
     )
+
+
+def _texts(request: EmbedRequest, values: list[Prompt]) -> tuple[list[list[Any]], Callable[[list[Any]], EmbedRequest]]:
+    """Inputs in batches, and what makes a request of one."""
+    items = [requests.text_input(value, f"inputs[{index}]") for index, value in enumerate(values)]
+    return [*requests.batches(items)], lambda batch: requests.filled(request, inputs=batch)
+
+
+def _ids(request: EmbedRequest, values: list[Prompt]) -> tuple[list[list[Any]], Callable[[list[Any]], EmbedRequest]]:
+    """The same where all are token ids, which need no message each."""
+    packed = [requests.packed_ids(value, f"inputs[{index}]") for index, value in enumerate(values)]
+
+    def fill(batch: list[bytes]) -> EmbedRequest:
+        filled = requests.filled(request)
+        filled.token_batch.CopyFrom(requests.token_batch(batch))
+        return filled
+
+    return [*requests.batches(packed, len)], fill
 
 
 def tokenize(texts: str | Iterable[str], *, model: str | None, add_special_tokens: bool | None) -> ListCall:

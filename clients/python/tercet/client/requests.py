@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
+from operator import methodcaller
 from typing import Any, Literal, TypedDict, TypeVar
 
 from google.protobuf.message import Message
 
 from tercet.client.errors import FieldViolation, InvalidArgument
 from tercet.v1.generation_pb2 import Chat, EarlyStopping, GenerateRequest, SamplingParameters
-from tercet.v1.types_pb2 import TextInput, TokenIds
+from tercet.v1.types_pb2 import TextInput, TokenBatch, TokenIds
 
 Prompt = str | Iterable[int]
 """Text, or token ids (a list, a numpy array ...) to which nothing is added."""
@@ -27,6 +28,7 @@ BATCH_BYTES = 1 << 20
 GENERATE_OPTIONS = ("model", "truncate", "task", "source_lang", "target_lang", "cache_salt")
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 
 class Sampling(TypedDict, total=False):
@@ -118,6 +120,11 @@ def text(value: object, field: str) -> TextInput:
 
 def token_ids(values: Any, field: str) -> TokenIds:
     """Token ids, from any iterable of integers."""
+    return TokenIds(packed=packed_ids(values, field))
+
+
+def packed_ids(values: Any, field: str) -> bytes:
+    """Token ids as little-endian integers of 4 bytes each."""
     if isinstance(values, str | bytes | bytearray | Mapping):
         raise TypeError(f"{field}: token ids are expected, got {type(values).__name__}")
     with naming(field):
@@ -127,7 +134,12 @@ def token_ids(values: Any, field: str) -> TokenIds:
             raise ValueError(f"token ids must lie in 0..{2**32 - 1}") from None
     if sys.byteorder == "big":
         ids.byteswap()
-    return TokenIds(packed=ids.tobytes())
+    return ids.tobytes()
+
+
+def token_batch(packed: list[bytes]) -> TokenBatch:
+    """Packed token ids of several inputs as one."""
+    return TokenBatch(packed=b"".join(packed), lengths=[len(ids) // 4 for ids in packed])
 
 
 def listed(value: Any, field: str, *, empty_is_one: bool = False) -> tuple[list[Any], bool]:
@@ -147,12 +159,12 @@ def listed(value: Any, field: str, *, empty_is_one: bool = False) -> tuple[list[
     return ([items], True) if one else (items, False)
 
 
-def batches(items: list[M]) -> Iterator[list[M]]:
+def batches(items: list[T], size_of: Callable[[T], int] = methodcaller("ByteSize")) -> Iterator[list[T]]:
     """Cuts `items`, in order, into lists of at most BATCH_ITEMS items and BATCH_BYTES bytes, or one larger item."""
-    batch: list[M] = []
+    batch: list[T] = []
     size = 0
     for item in items:
-        item_size = item.ByteSize()
+        item_size = size_of(item)
         if batch and (len(batch) == BATCH_ITEMS or size + item_size > BATCH_BYTES):
             yield batch
             batch, size = [], 0

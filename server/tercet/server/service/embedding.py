@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tercet.server import wire
 from tercet.server.service.answers import ask_at_once, refusal
-from tercet.server.service.columns import columns_of, packed_columns
-from tercet.server.service.errors import ServiceError, to_status
+from tercet.server.service.columns import batch_columns, columns_of, inputs_of, packed_columns
+from tercet.server.service.errors import InvalidArgumentError, ServiceError, to_status
 from tercet.server.service.fields import choice, number, unknown
 from tercet.server.service.rpc import Broken, count_refusal
 from tercet.server.service.sequences import Limit, Sequencer
@@ -16,7 +16,7 @@ from tercet.v1.embedding_pb2 import EmbedRequest, EmbedResponse, EmbedStreamResp
 from tercet.v1.types_pb2 import DTYPE_FLOAT32
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from tercet.server.config import Settings
     from tercet.server.metrics import Metrics
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tercet.server.service.registry import Registry, Target
     from tercet.server.service.rpc import Call
     from tercet.server.text import TextModel
+    from tercet.v1.types_pb2 import TextInput
 
 _T = TypeVar("_T")
 _POOLINGS: dict[int, wire.Pooling] = {
@@ -104,7 +105,6 @@ class EmbeddingServicer:
         model, text, _, channel = target
         size = _dimensions(request, target)
         pooling = _pooling(request) or text.embedding.pooling
-        self._sequencer.check_count("inputs", len(request.inputs))
         columns = await self._columns(request, target, patient=patient)
         answer = wire.Embeddings(id=0, data=b"", rejected={})
         if rows := len(columns.lengths):
@@ -126,14 +126,23 @@ class EmbeddingServicer:
         """What the model reads for the inputs. Raises ServiceError."""
         embedding, longest = target.text.embedding, target.model.longest_read
         prompt = _prompt(request, target.text)
-        limit = Limit(longest, request.truncate, cut_to=longest)
-        if columns := packed_columns(request.inputs, limit, target.info.vocab_size):
+        limit, vocab_size = Limit(longest, request.truncate, cut_to=longest), target.info.vocab_size
+        inputs: Sequence[TextInput] = request.inputs
+        if request.HasField("token_batch"):
+            if inputs:
+                raise InvalidArgumentError("token_batch", "must not be given beside inputs")
+            self._sequencer.check_count("token_batch.lengths", len(request.token_batch.lengths))
+            if columns := batch_columns(request.token_batch, limit, vocab_size):
+                return columns
+            inputs = inputs_of(request.token_batch)
+        self._sequencer.check_count("inputs", len(inputs))
+        if columns := packed_columns(inputs, limit, vocab_size):
             return columns
-        self._sequencer.check_chars("inputs", sum(len(item.text) for item in request.inputs))
+        self._sequencer.check_chars("inputs", sum(len(item.text) for item in inputs))
         sequences = await self._sequencer.sequences(
             target,
-            request.inputs,
-            [f"inputs[{i}]" for i in range(len(request.inputs))],
+            inputs,
+            [f"inputs[{i}]" for i in range(len(inputs))],
             limit,
             respell=lambda own: (prompt + own).lower() if embedding.lowercase else prompt + own,
             patient=patient,
