@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from support.fake_service import REFUSED, REQUEST_ID, Failure, vector
+from support.fake_embedding import vector
+from support.fake_service import REFUSED, REQUEST_ID, Failure
 from tercet.client import cli
 from tercet.v1.types_pb2 import TextInput
 

@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
+from support.fake_embedding import vector
 from support.fake_service import (
     REFUSED,
     REQUEST_ID,
@@ -17,7 +18,6 @@ from support.fake_service import (
     error_info,
     fake_service,
     retry_info,
-    vector,
 )
 from tercet import client as tercet
 from tercet.client import AsyncClient, Client, TercetError

@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 import threading
 import time
-from array import array
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 
 import grpc
 import numpy as np
@@ -18,6 +16,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from support.fake_embedding import ids_of, inputs_of, vector
 from support.fake_many import FakeMany
 from tercet.v1 import (
     embedding_pb2,
@@ -33,7 +32,7 @@ from tercet.v1 import (
     understanding_pb2,
     understanding_pb2_grpc,
 )
-from tercet.v1.types_pb2 import DTYPE_FLOAT32, Tensor, TextInput, TokenIds, Usage
+from tercet.v1.types_pb2 import DTYPE_FLOAT32, Tensor, TextInput, Usage
 
 REQUEST_ID = "5f1d0000deadbeef"
 REFUSED = "refuse this"  # an input that is refused, its neighbours not
@@ -70,24 +69,6 @@ def retry_info(seconds):
 
 def error_info(reason, **metadata):
     return ErrorInfo(reason=reason, domain="tercet", metadata=metadata)
-
-
-def ids_of(token_ids):
-    """What the client sent, packed."""
-    return list(array("I", token_ids.packed))
-
-
-def inputs_of(request):
-    """What is to be embedded, whichever way it came."""
-    ends = list(accumulate((4 * length for length in request.token_batch.lengths), initial=0))
-    packed = [request.token_batch.packed[first:last] for first, last in pairwise(ends)]
-    return [*request.inputs, *(TextInput(token_ids=TokenIds(packed=ids)) for ids in packed)]
-
-
-def vector(text_input):
-    """What the fake embeds to: the number of characters or ids, their sum and the first."""
-    values = [ord(c) for c in text_input.text] or ids_of(text_input.token_ids)
-    return np.array([len(values), sum(values), values[0] if values else 0], np.float32)
 
 
 @dataclass
